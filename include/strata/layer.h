@@ -1,0 +1,92 @@
+// A unit of a model: parameters that are gathered and released together, and the compute on them.
+//
+// Implementations are called from the engine's driver thread; calls enqueue work and return. A
+// layer owns no memory of the device: everything it touches comes in its context, sized by
+// footprint(), which the plan asks before anything is allocated.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "strata/batch.h"
+#include "strata/tensor.h"
+
+namespace strata {
+
+namespace ops {
+class LayerOps;
+}
+
+// How a parameter starts, from the run's seed, the parameter's name and the element's index alone.
+struct Initializer {
+  enum class Kind : uint8_t { constant, normal } kind = Kind::constant;
+  float value = 0;  // the constant, or the standard deviation
+};
+
+struct Parameter {
+  std::string name;  // unique in the model: "transformer.h.0.attn.c_attn.weight"
+  Shape shape;
+  Initializer init;
+  bool trainable = true;
+  bool weight_decay = true;  // false: in the group without weight decay
+};
+
+// Bytes a layer needs on the device for one micro-batch.
+struct LayerFootprint {
+  size_t saved_bytes = 0;      // written by forward, read by backward
+  size_t workspace_bytes = 0;  // used within one call
+};
+
+// What forward and backward get. Views hold until the enqueued work is done.
+struct LayerContext {
+  ops::LayerOps& ops;
+  BatchShape batch;
+  TensorView tokens;   // (B, T) int32
+  TensorView targets;  // (B, T) int32
+  TensorView input;    // (B*T, C) output of the layer before; null view in the first layer
+  std::span<const TensorView> params;  // own parameters as declared, then shared ones
+  std::byte* saved = nullptr;
+  std::byte* workspace = nullptr;
+};
+
+struct LayerForward : LayerContext {
+  TensorView output;       // (B*T, C); null view in the last layer
+  double* loss = nullptr;  // last layer: where the mean loss goes, in device memory
+  bool training = true;    // false: no backward follows
+  float loss_scale = 1;    // last layer: the gradient's scale
+};
+
+struct ParameterGrad {
+  TensorView view;          // null view: frozen
+  bool accumulate = false;  // add to what is there; otherwise overwrite every element
+};
+
+struct LayerBackward : LayerContext {
+  TensorView output_grad;                // (B*T, C); null view in the last layer
+  TensorView input_grad;                 // (B*T, C); null view in the first layer
+  std::span<const ParameterGrad> grads;  // as params
+};
+
+class Layer {
+ public:
+  virtual ~Layer() = default;
+
+  virtual std::string name() const = 0;
+  // The same list at every call. Order is the order of the training state's digest.
+  virtual std::vector<Parameter> parameters() const = 0;
+  // Names of parameters that another layer owns and this one uses too.
+  virtual std::vector<std::string> shared_parameters() const { return {}; }
+  // Channels of the output that the next layer takes; 0 for the last layer.
+  virtual int64_t output_channels() const = 0;
+
+  virtual LayerFootprint footprint(const ops::LayerOps& ops, const BatchShape& batch,
+                                   DType dtype) const = 0;
+  virtual void forward(const LayerForward& context) const = 0;
+  // Runs after a forward (or a recomputation) of the same micro-batch with the same saved bytes.
+  virtual void backward(const LayerBackward& context) const = 0;
+};
+
+}  // namespace strata

@@ -1,0 +1,45 @@
+// A model: layers in order, and the models that come with Strata.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "strata/layer.h"
+
+namespace strata {
+
+// Immutable; layers run in order, the last one computes the loss.
+struct Model {
+  std::string description;  // one line for people
+  int64_t vocab_size = 0;   // token ids are below this
+  int64_t max_sequence = 0;
+  std::vector<std::shared_ptr<const Layer>> layers;
+
+  int64_t num_parameters() const;
+};
+
+namespace models {
+
+// Hugging Face's config.json names, model_type "gpt2".
+struct Gpt2Config {
+  int64_t vocab_size = 50257;
+  int64_t n_positions = 1024;
+  int64_t n_embd = 768;
+  int64_t n_layer = 12;
+  int64_t n_head = 12;
+  int64_t n_inner = 0;  // 0: 4 * n_embd
+  float layer_norm_epsilon = 1e-5f;
+  float initializer_range = 0.02f;
+
+  // Throws ConfigError naming file, key and what to change; see docs/configuration.md.
+  static Gpt2Config from_file(const std::string& path);
+  static Gpt2Config from_json(const std::string& text, const std::string& source);
+};
+
+// GPT-2 with tied embeddings; units: embedding, blocks, head. Parameter names are Hugging Face's.
+Model gpt2(const Gpt2Config& config);
+
+}  // namespace models
+}  // namespace strata

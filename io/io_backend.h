@@ -1,0 +1,72 @@
+// What the kernel did is what you see: one transfer per submission, no retry, no resumption.
+//
+// Below IoEngine, so that a fault-injecting decorator can sit between the two and the engine's
+// handling of short transfers and errors is what production runs. Implementations: io_uring,
+// threads with pread/pwrite, and the decorator.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+namespace strata::io {
+
+enum class Op : uint8_t { read, write, flush };
+
+struct Transfer {
+  Op op = Op::read;
+  int fd = -1;
+  uint64_t offset = 0;        // bytes
+  std::byte* data = nullptr;  // caller's until the completion is reaped
+  uint32_t bytes = 0;         // at most 1 GiB; unused for flush (fdatasync)
+  uint64_t cookie = 0;        // comes back in the completion
+};
+
+struct Completion {
+  uint64_t cookie = 0;
+  int32_t result = 0;  // bytes transferred, or -errno; never interpreted here
+};
+
+// One owner thread submits and reaps; wake() is for any thread.
+class IoBackend {
+ public:
+  virtual ~IoBackend() = default;
+
+  // Takes a transfer; at most max_in_flight() may be under way. Never blocks on the transfer.
+  virtual void submit(const Transfer& transfer) = 0;
+
+  // Copies finished completions into `out` and returns how many. Waits up to `timeout` for the
+  // first one, or until wake(); negative: without limit.
+  virtual size_t reap(std::span<Completion> out, std::chrono::milliseconds timeout) = 0;
+
+  // Makes a reap that waits now, or the next one, return early.
+  virtual void wake() = 0;
+
+  virtual uint32_t max_in_flight() const = 0;
+  // "io_uring" or "threads", with decorators' names around it.
+  virtual std::string name() const = 0;
+};
+
+// Throws IoError where the kernel or the container forbids io_uring (ENOSYS, EPERM).
+std::unique_ptr<IoBackend> make_uring_backend(uint32_t max_in_flight);
+// `threads` workers with blocking pread and pwrite.
+std::unique_ptr<IoBackend> make_thread_backend(uint32_t max_in_flight, int threads);
+
+// Faults in a seeded order; probabilities in 1/1000 of transfers.
+struct FaultPlan {
+  uint64_t seed = 1;
+  int short_transfer_permille = 0;  // does 1 byte .. all but one byte of it
+  int error_permille = 0;           // EIO without touching anything
+  int again_permille = 0;           // EAGAIN or EINTR without touching anything
+  int delay_permille = 0;           // completion held back for up to max_delay_us
+  int max_delay_us = 500;
+  bool reorder = false;  // completions that are ready are handed out shuffled
+  int64_t fail_at = -1;  // EIO at exactly this transfer, counted from 0
+};
+std::unique_ptr<IoBackend> make_fault_backend(std::unique_ptr<IoBackend> inner,
+                                              const FaultPlan& plan);
+
+}  // namespace strata::io

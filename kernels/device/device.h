@@ -1,0 +1,147 @@
+// Devices: what has memory with a hard cap, ordered queues of work, and events.
+//
+// Two kinds behind one interface: CUDA (streams), and the host standing in for a GPU (a worker
+// thread a queue), so that the same overlapping code runs, and is raced by ThreadSanitizer, where
+// there is no GPU. A conformance suite (tests/kernels/device/conformance_test.cc) runs over every
+// kind.
+//
+// Ownership: queues and memory must be destroyed before their device; events before their queue.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "kernels/device/host_task.h"
+#include "strata/traffic.h"
+
+namespace strata {
+
+enum class DeviceKind : uint8_t { host, cuda };
+
+class Queue;
+
+// A point in a queue: reached once all work enqueued before Queue::record() is done. A small value;
+// copying is free, a default-constructed event is always reached. Any thread may ask or wait.
+class Event {
+ public:
+  Event() = default;
+
+  // Whether the point was reached. Throws what the queue's work threw, if it failed before it.
+  bool reached() const;
+  // Blocks the calling thread until it is. Throws likewise.
+  void wait() const;
+
+  Queue* queue() const { return queue_; }
+  uint64_t point() const { return point_; }
+
+ private:
+  friend class Queue;
+  Event(Queue* queue, uint64_t point) : queue_(queue), point_(point) {}
+
+  Queue* queue_ = nullptr;
+  uint64_t point_ = 0;
+};
+
+enum class CopyDirection : uint8_t { host_to_device, device_to_host, device_to_device };
+
+// An ordered line of work. Enqueueing is for one thread at a time; it does not wait for the work,
+// except as back-pressure when the line is full. Work that throws poisons the queue: later work is
+// skipped, and every event at or after it throws the same exception where it is asked or waited
+// for.
+class Queue {
+ public:
+  virtual ~Queue() = default;
+
+  // A point after everything enqueued so far.
+  Event record() { return Event(this, record_point()); }
+
+  // Later work on this queue starts after `event`. A failure behind `event` poisons this queue too.
+  // Time this queue stands still for it is reported as Activity::wait with `tag`.
+  virtual void wait(const Event& event, const TrafficTag& tag) = 0;
+
+  // Runs `task` on the host, in queue order. On the host device this is how all compute runs, with
+  // the queue's thread team in force (thread_team.h). Tasks call nothing that enqueues on a queue.
+  virtual void run(HostTask task) = 0;
+
+  // Copies `bytes` in queue order and reports them to the traffic sink when done. Memory on the
+  // host side is pinned memory of the same device.
+  virtual void copy(void* dst, const void* src, size_t bytes, CopyDirection direction,
+                    const TrafficTag& tag) = 0;
+
+  // Sets `bytes` bytes of device memory to zero, in queue order.
+  virtual void fill_zero(void* dst, size_t bytes) = 0;
+
+  // Blocks until everything enqueued is done; throws what it threw.
+  void synchronize() { record().wait(); }
+
+  // cudaStream_t for people's own kernels; null on the host device.
+  virtual void* native_handle() const { return nullptr; }
+  virtual const char* name() const = 0;
+
+ protected:
+  friend class Event;
+  virtual uint64_t record_point() = 0;
+  virtual bool point_reached(uint64_t point) const = 0;
+  virtual void wait_for_point(uint64_t point) const = 0;
+};
+
+inline bool Event::reached() const { return queue_ == nullptr || queue_->point_reached(point_); }
+inline void Event::wait() const {
+  if (queue_ != nullptr) queue_->wait_for_point(point_);
+}
+
+// Owns a block of a device's memory or of pinned host memory; returned when destroyed. Blocks are
+// aligned to 4096 bytes, zero-filled, and resident when handed out.
+class MemoryBlock {
+ public:
+  using Release = void (*)(void* owner, void* data, size_t bytes) noexcept;
+
+  MemoryBlock() = default;
+  MemoryBlock(void* data, size_t bytes, void* owner, Release release)
+      : data_(data), bytes_(bytes), owner_(owner), release_(release) {}
+  MemoryBlock(MemoryBlock&& other) noexcept { *this = std::move(other); }
+  MemoryBlock& operator=(MemoryBlock&& other) noexcept;
+  ~MemoryBlock() { reset(); }
+
+  std::byte* data() const { return static_cast<std::byte*>(data_); }
+  size_t bytes() const { return bytes_; }
+  void reset() noexcept;
+
+ private:
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+  void* owner_ = nullptr;
+  Release release_ = nullptr;
+};
+
+struct QueueOptions {
+  const char* name = "queue";  // lane in traces; a literal
+  int threads = 1;             // size of the thread team for host tasks
+};
+
+// Thread-safe. Its only client for memory is offload's TierManager.
+class Device {
+ public:
+  virtual ~Device() = default;
+
+  virtual DeviceKind kind() const = 0;
+  // One line for people: "host, 2 threads, avx512" or "NVIDIA H200, 139.8 GiB".
+  virtual std::string description() const = 0;
+
+  virtual std::unique_ptr<Queue> create_queue(const QueueOptions& options) = 0;
+
+  // Device memory. Throws OutOfBudget when used + bytes would exceed the cap, DeviceError when the
+  // machine has no more.
+  virtual MemoryBlock allocate(size_t bytes) = 0;
+  // Page-locked host memory that this device copies to and from at full speed. Not capped here.
+  virtual MemoryBlock allocate_pinned(size_t bytes) = 0;
+
+  virtual size_t cap_bytes() const = 0;
+  virtual size_t used_bytes() const = 0;
+  virtual size_t peak_bytes() const = 0;
+};
+
+}  // namespace strata

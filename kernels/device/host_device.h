@@ -1,0 +1,30 @@
+// The host as a device: a worker thread a queue, memory with a hard cap like a GPU's.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <memory>
+
+#include "kernels/device/device.h"
+
+namespace strata {
+
+struct HostDeviceOptions {
+  size_t cap_bytes = std::numeric_limits<size_t>::max();
+  // For tests: before each task a queue sleeps for a random time below `max_delay_us`, from this
+  // seed. 0 switches it off.
+  uint64_t delay_seed = 0;
+  int max_delay_us = 300;
+};
+
+// `traffic` must outlive the device.
+std::unique_ptr<Device> make_host_device(const HostDeviceOptions& options, TrafficSink& traffic);
+
+// A queue of host threads outside any device, for work that runs on the CPU whatever the device is
+// (the optimizer update, landing gradients). `options.delay_seed` applies as above. Events of any
+// device's queue can be waited for on it.
+std::unique_ptr<Queue> make_host_queue(const QueueOptions& queue, const HostDeviceOptions& options,
+                                       TrafficSink& traffic);
+
+}  // namespace strata

@@ -1,0 +1,146 @@
+// The mathematics of layers on tensor views, as an interface every device implements.
+//
+// A call enqueues work on the queue given at construction and returns. Views lie in that device's
+// memory and stay valid until the work is done. dtype is fp32 or bf16 for activations, weights and
+// local gradients alike; sums and non-linear functions are computed in fp32, and each output is
+// rounded once (to nearest even). "accumulate" adds to what the output holds, in fp32, with one
+// rounding; otherwise the output is overwritten.
+//
+// The same bits come out for the same inputs and number of threads.
+//
+// Shapes: B batch, T sequence, N = B*T rows, C channels, H heads, D = C/H, V vocabulary.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "kernels/device/device.h"
+#include "strata/tensor.h"
+
+namespace strata::ops {
+
+struct GradOutput {
+  TensorView view;  // null view: this gradient is not wanted
+  bool accumulate = false;
+};
+
+class LayerOps {
+ public:
+  virtual ~LayerOps() = default;
+
+  virtual Queue& queue() = 0;
+
+  // out (N, C) = token_table[tokens[n]] + position_table[n % T].
+  struct Embedding {
+    TensorView tokens;          // (B, T) int32, each in [0, V)
+    TensorView token_table;     // (V, C)
+    TensorView position_table;  // (>= T, C); null view: none
+    TensorView out;             // (N, C)
+  };
+  virtual void embedding_forward(const Embedding& op) = 0;
+  struct EmbeddingBackward {
+    TensorView tokens;       // (B, T) int32
+    TensorView out_grad;     // (N, C)
+    GradOutput token_table;  // (V, C); rows of unseen tokens become zero unless accumulating
+    GradOutput position_table;
+  };
+  virtual void embedding_backward(const EmbeddingBackward& op) = 0;
+
+  // out = (x - mean) * rstd * weight + bias over the last dimension.
+  struct LayerNorm {
+    TensorView x, weight, bias;  // (N, C), (C), (C)
+    TensorView out;              // (N, C)
+    TensorView mean, rstd;       // (N) fp32, written for backward
+    float eps = 1e-5f;
+  };
+  virtual void layer_norm_forward(const LayerNorm& op) = 0;
+  struct LayerNormBackward {
+    TensorView x, weight, mean, rstd, out_grad;
+    TensorView x_grad;         // (N, C)
+    TensorView residual_grad;  // (N, C), added into x_grad; null view: none. May be x_grad
+    GradOutput weight_grad, bias_grad;
+    TensorView workspace;  // layer_norm_workspace_bytes
+  };
+  virtual void layer_norm_backward(const LayerNormBackward& op) = 0;
+  virtual size_t layer_norm_workspace_bytes(int64_t rows, int64_t channels) const = 0;
+
+  // out (N, O) = x (N, I) . weight + bias (+ residual). Weight is (I, O) as in GPT-2's Conv1D, or
+  // (O, I) when `weight_transposed`.
+  struct Linear {
+    TensorView x, weight;
+    TensorView bias;      // (O); null view: none
+    TensorView residual;  // (N, O); null view: none. May be `out`
+    TensorView out;
+    bool weight_transposed = false;
+    TensorView workspace;  // linear_workspace_bytes
+  };
+  virtual void linear_forward(const Linear& op) = 0;
+  struct LinearBackward {
+    TensorView x, weight, out_grad;
+    TensorView x_grad;  // null view: not wanted
+    GradOutput weight_grad, bias_grad;
+    bool weight_transposed = false;
+    TensorView workspace;
+  };
+  virtual void linear_backward(const LinearBackward& op) = 0;
+  // Enough for forward and backward of that shape.
+  virtual size_t linear_workspace_bytes(DType dtype, int64_t rows, int64_t in, int64_t out,
+                                        bool weight_transposed) const = 0;
+
+  // GELU with the tanh approximation (Hendrycks & Gimpel 2016), HF's "gelu_new".
+  struct Gelu {
+    TensorView x, out;
+  };
+  virtual void gelu_forward(const Gelu& op) = 0;
+  struct GeluBackward {
+    TensorView x, out_grad, x_grad;  // x_grad may be out_grad
+  };
+  virtual void gelu_backward(const GeluBackward& op) = 0;
+
+  // Causal multi-head attention with scale 1/sqrt(D) over packed q, k, v.
+  struct Attention {
+    TensorView qkv;        // (B, T, 3C): q, k, v, each H heads of D
+    TensorView out;        // (B, T, C)
+    TensorView saved;      // attention_saved_bytes, kept for backward
+    TensorView workspace;  // attention_workspace_bytes
+    int64_t heads = 1;
+  };
+  virtual void attention_forward(const Attention& op) = 0;
+  struct AttentionBackward {
+    TensorView qkv, out, out_grad, saved;
+    TensorView qkv_grad;  // (B, T, 3C)
+    TensorView workspace;
+    int64_t heads = 1;
+  };
+  virtual void attention_backward(const AttentionBackward& op) = 0;
+  virtual size_t attention_saved_bytes(DType dtype, const Shape& qkv, int64_t heads) const = 0;
+  virtual size_t attention_workspace_bytes(DType dtype, const Shape& qkv, int64_t heads) const = 0;
+
+  // Mean cross-entropy of logits against targets over N rows; rows with target -1 do not count.
+  // Writes *loss (a double in device memory) and, when wanted, logits_grad = d(loss * loss_scale) /
+  // d(logits).
+  struct CrossEntropy {
+    TensorView logits;       // (N, V)
+    TensorView targets;      // (N) int32
+    TensorView logits_grad;  // (N, V); null view: not wanted. May be `logits`
+    double* loss = nullptr;
+    float loss_scale = 1;
+    TensorView workspace;  // cross_entropy_workspace_bytes
+  };
+  virtual void cross_entropy(const CrossEntropy& op) = 0;
+  virtual size_t cross_entropy_workspace_bytes(int64_t rows) const = 0;
+
+  // out = a + b. May be in place.
+  struct Add {
+    TensorView a, b, out;
+  };
+  virtual void add(const Add& op) = 0;
+};
+
+// Host implementation: oneDNN for matrix products, Highway for the rest. `queue` is a host queue
+// (its team computes) and must outlive the ops. Workspace sizes hold for the queue's team size
+// `threads`.
+std::unique_ptr<LayerOps> make_host_layer_ops(Queue& queue, int threads);
+
+}  // namespace strata::ops

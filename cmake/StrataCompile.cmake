@@ -4,7 +4,7 @@ include(CheckCXXCompilerFlag)
 add_library(strata_options INTERFACE)
 # No contraction: the optimizer's bits must not depend on what the compiler fuses.
 target_compile_options(strata_options INTERFACE
-  $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wshadow;-Wnon-virtual-dtor;-Woverloaded-virtual;-ffp-contract=off>)
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wshadow=local;-Wnon-virtual-dtor;-Woverloaded-virtual;-ffp-contract=off>)
 if(STRATA_WERROR)
   target_compile_options(strata_options INTERFACE
     $<$<COMPILE_LANGUAGE:CXX>:-Werror>

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <string>
 
 #include "strata/log.h"
@@ -10,7 +9,7 @@
 namespace strata::io {
 
 enum class DirectMode : uint8_t {
-  automatic,  // O_DIRECT, or buffered with one warning where the file system refuses it
+  automatic,  // O_DIRECT, or buffered with one warning a file where the file system refuses it
   required,   // O_DIRECT or an IoError
   off,        // buffered
 };
@@ -25,14 +24,16 @@ struct BlockFileOptions {
 class BlockFile {
  public:
   // An anonymous file in `directory` (O_TMPFILE, or created and unlinked where that is refused):
-  // gone with the process, however it ends. Throws IoError naming the directory; ENOSPC says
-  // how much was asked for and how much is free.
+  // gone with the process, however it ends. All its blocks are reserved, so that no later write
+  // meets a full disk. Throws IoError naming the directory; ENOSPC says how much is needed and
+  // how much is free.
   static BlockFile create_scratch(const std::string& directory, uint64_t bytes,
                                   const BlockFileOptions& options, LogSink& log);
-  // A named file that survives the process; must not exist.
+  // A named file that survives the process, reserved alike; nothing may exist at `path`, not even
+  // a dangling link. Its name and size are durable on return; on failure no file is left.
   static BlockFile create(const std::string& path, uint64_t bytes, const BlockFileOptions& options,
                           LogSink& log);
-  // An existing one, with its size.
+  // An existing regular file, with its size.
   static BlockFile open(const std::string& path, const BlockFileOptions& options, LogSink& log);
 
   BlockFile(BlockFile&& other) noexcept;
@@ -43,12 +44,16 @@ class BlockFile {
   const std::string& path() const { return path_; }
   uint64_t bytes() const { return bytes_; }
   bool direct() const { return direct_; }
-  // From statx(STATX_DIOALIGN); 4096 where the kernel does not say; 1 when buffered.
+  // From statx(STATX_DIOALIGN); 4096 where the kernel does not say; 1 when buffered. Powers of two.
   uint32_t memory_alignment() const { return memory_alignment_; }
   uint32_t offset_alignment() const { return offset_alignment_; }
 
  private:
-  BlockFile() = default;
+  BlockFile(int fd, std::string path);
+
+  void reserve(uint64_t bytes, const std::string& directory);
+  void choose_direct(DirectMode mode, LogSink& log);
+  std::string try_direct();
 
   int fd_ = -1;
   std::string path_;

@@ -12,17 +12,21 @@
 #include <span>
 #include <string>
 
+#include "strata/log.h"
+
 namespace strata::io {
 
 enum class Op : uint8_t { read, write, flush };
+
+inline constexpr uint32_t kMaxTransferBytes = 1u << 30;
 
 struct Transfer {
   Op op = Op::read;
   int fd = -1;
   uint64_t offset = 0;        // bytes
   std::byte* data = nullptr;  // caller's until the completion is reaped
-  uint32_t bytes = 0;         // at most 1 GiB; unused for flush (fdatasync)
-  uint64_t cookie = 0;        // comes back in the completion
+  uint32_t bytes = 0;         // 1 .. kMaxTransferBytes; unused for flush (fdatasync)
+  uint64_t cookie = 0;        // comes back in the completion; any value but UINT64_MAX
 };
 
 struct Completion {
@@ -30,16 +34,21 @@ struct Completion {
   int32_t result = 0;  // bytes transferred, or -errno; never interpreted here
 };
 
-// One owner thread submits and reaps; wake() is for any thread.
+// One owner thread submits and reaps: the first that does either, not necessarily the one that
+// constructed. wake() is for any thread. Nothing is allocated after construction.
 class IoBackend {
  public:
+  // Waits for transfers under way: their buffers are not touched afterwards. On the owner thread
+  // unless nothing is under way.
   virtual ~IoBackend() = default;
 
-  // Takes a transfer; at most max_in_flight() may be under way. Never blocks on the transfer.
+  // Takes a transfer; std::logic_error when max_in_flight() are under way already. Never blocks.
+  // Transfers may be held for one system call together: they start at the latest at the next
+  // reap(), whatever its timeout.
   virtual void submit(const Transfer& transfer) = 0;
 
   // Copies finished completions into `out` and returns how many. Waits up to `timeout` for the
-  // first one, or until wake(); negative: without limit.
+  // first one, or until wake(); negative: without limit. May return 0 early (a signal, for one).
   virtual size_t reap(std::span<Completion> out, std::chrono::milliseconds timeout) = 0;
 
   // Makes a reap that waits now, or the next one, return early.
@@ -50,10 +59,20 @@ class IoBackend {
   virtual std::string name() const = 0;
 };
 
-// Throws IoError where the kernel or the container forbids io_uring (ENOSYS, EPERM).
+// Throws IoError where the kernel or the container forbids io_uring (ENOSYS, EPERM) or the kernel
+// is older than 5.11.
 std::unique_ptr<IoBackend> make_uring_backend(uint32_t max_in_flight);
 // `threads` workers with blocking pread and pwrite.
 std::unique_ptr<IoBackend> make_thread_backend(uint32_t max_in_flight, int threads);
+
+enum class BackendChoice : uint8_t {
+  automatic,  // io_uring, or threads with one warning that says why
+  io_uring,   // or an IoError
+  threads,
+};
+// `threads` is how many workers the thread backend gets where it is the one.
+std::unique_ptr<IoBackend> make_backend(BackendChoice choice, uint32_t max_in_flight, int threads,
+                                        LogSink& log);
 
 // Faults in a seeded order; probabilities in 1/1000 of transfers.
 struct FaultPlan {
@@ -66,6 +85,8 @@ struct FaultPlan {
   bool reorder = false;  // completions that are ready are handed out shuffled
   int64_t fail_at = -1;  // EIO at exactly this transfer, counted from 0
 };
+// After a short read the bytes behind the reported ones are poisoned; after a short write they are
+// not written, up to the 4 KiB that direct I/O has to round to.
 std::unique_ptr<IoBackend> make_fault_backend(std::unique_ptr<IoBackend> inner,
                                               const FaultPlan& plan);
 

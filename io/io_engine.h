@@ -6,10 +6,15 @@
 // transfers still touches the buffer. A read past the end of the file is an IoError, never a short
 // count.
 //
+// Requests are not ordered among themselves: a flush makes durable what had completed when it was
+// submitted, so the caller reaps the writes first.
+//
 // Threads: one owner thread calls submit() and reap(); wake() is for any thread. The owner of an
 // IoRequest is the caller; the engine keeps a pointer from submit() until reap() hands it back.
+// Nothing is allocated after construction.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -25,7 +30,7 @@
 namespace strata::io {
 
 struct IoRequest {
-  // Set by the caller.
+  // Set by the caller; `file` and `data` stay put until the request is handed back.
   Op op = Op::read;
   const BlockFile* file = nullptr;
   uint64_t offset = 0;        // multiple of file->offset_alignment()
@@ -38,57 +43,80 @@ struct IoRequest {
   int error = 0;              // errno of the first failure; 0 and !ok(): unexpected end of file
   uint64_t error_offset = 0;  // where in the file it happened
   uint64_t done_bytes = 0;    // == bytes exactly when ok()
-  bool ok() const { return error == 0 && done_bytes == bytes; }
-  // The failure as an exception naming path, offset and errno.
+  bool ok() const { return !failed && done_bytes == bytes; }
+  // The failure as an IoError naming path, offset and errno.
   void throw_if_failed() const;
 
   // The engine's own, while under way.
-  uint64_t next_offset = 0;
+  bool failed = false;
+  uint64_t started_bytes = 0;
   uint32_t transfers_in_flight = 0;
-  int64_t begin_ns = 0;
+  int64_t begin_ns = 0;  // when its first transfer started
   IoRequest* next = nullptr;
 };
 
 class IoEngine {
  public:
   struct Options {
-    uint32_t block_bytes = 1 << 20;
+    uint32_t block_bytes = 1 << 20;  // rounded down to the file's alignment
   };
-  // `traffic` must outlive the engine.
+  // `traffic` must outlive the engine. Throws ConfigError for a block size of 0 or above
+  // kMaxTransferBytes.
   IoEngine(std::unique_ptr<IoBackend> backend, const Options& options, TrafficSink& traffic);
-  ~IoEngine();  // no request may be under way
+  // Requests still under way are dropped, after waiting for their transfers as ~IoBackend does.
+  ~IoEngine();
   IoEngine(const IoEngine&) = delete;
   IoEngine& operator=(const IoEngine&) = delete;
 
-  // Takes the request. Requests start in order of submission and complete in any order. Throws
-  // IoError for misaligned or out-of-file ranges before anything is transferred.
+  // Takes the request, which may wait for the next reap() to start. Requests start in order of
+  // submission and complete in any order. Throws IoError (EINVAL) for misaligned or out-of-file
+  // ranges before anything is transferred.
   void submit(IoRequest& request);
 
   // Hands back finished requests, waiting up to `timeout` for the first (negative: without limit)
   // or until wake(). Each handed-back request was reported to the traffic sink if it succeeded.
   size_t reap(std::span<IoRequest*> out, std::chrono::milliseconds timeout);
 
+  // Makes a reap() that waits now, or the next one, return early.
   void wake();
 
   size_t in_flight() const { return in_flight_; }  // requests taken and not handed back
-  std::string name() const;
+  std::string name() const { return backend_->name(); }
 
  private:
-  struct Slot;  // one transfer under way
+  struct Slot;  // one transfer under way, or waiting to be tried again
 
-  void pump_transfers();
-  void start_transfer(IoRequest& request, uint64_t offset, std::byte* data, uint32_t bytes);
+  // Linked through IoRequest::next.
+  struct RequestList {
+    IoRequest* head = nullptr;
+    IoRequest* tail = nullptr;
+    void push(IoRequest& request);
+    IoRequest* pop();
+  };
+
+  void start_waiting();
+  void start_next_transfer(IoRequest& request);
+  void submit_slot(uint32_t index);
+  void collect(int64_t deadline_ns);
   void finish_transfer(const Completion& completion);
+  void advance(uint32_t index, uint32_t moved_bytes);
+  void try_again(uint32_t index, int error_number);
+  void start_due_retries();
+  void fail(uint32_t index, int error_number);
+  void release(uint32_t index);
+  void finish_if_done(IoRequest& request);
 
-  std::unique_ptr<IoBackend> backend_;
+  const std::unique_ptr<IoBackend> backend_;
   const Options options_;
   TrafficSink& traffic_;
-  std::vector<Slot> slots_;
+  std::vector<Slot> slots_;  // a transfer's cookie is its index here
   std::vector<uint32_t> free_slots_;
-  IoRequest* waiting_head_ = nullptr;  // requests with bytes not yet started, in order
-  IoRequest* waiting_tail_ = nullptr;
-  std::vector<IoRequest*> finished_;
+  std::vector<uint32_t> retries_;  // slots that wait for their retry_at_ns
+  std::vector<Completion> completions_;
+  RequestList waiting_;   // requests with bytes not yet started, in order
+  RequestList finished_;  // not yet handed back
   size_t in_flight_ = 0;
+  std::atomic<bool> woken_ = false;
 };
 
 }  // namespace strata::io

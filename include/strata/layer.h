@@ -48,12 +48,13 @@ struct LayerContext {
   TensorView targets;  // (B, T) int32
   TensorView input;    // (B*T, C) output of the layer before; null view in the first layer
   std::span<const TensorView> params;  // own parameters as declared, then shared ones
-  std::byte* saved = nullptr;
-  std::byte* workspace = nullptr;
+  std::byte* saved = nullptr;          // saved_bytes, without training too; 64-byte aligned
+  std::byte* workspace = nullptr;      // workspace_bytes; 64-byte aligned
 };
 
 struct LayerForward : LayerContext {
-  TensorView output;       // (B*T, C); null view in the last layer
+  // (B*T, C); null view in the last layer, and where a recomputation wants only the saved bytes.
+  TensorView output;
   double* loss = nullptr;  // last layer: where the mean loss goes, in device memory
   bool training = true;    // false: no backward follows
   float loss_scale = 1;    // last layer: the gradient's scale

@@ -10,8 +10,9 @@ struct World {
   int size = 1;
   int local_rank = 0;  // among the ranks of this machine
 
-  // Reads what mpirun (OMPI_COMM_WORLD_*), Slurm (SLURM_PROCID, SLURM_NTASKS) and torchrun (RANK,
-  // WORLD_SIZE) set; one process when none did. Throws ConfigError where they make no sense.
+  // Reads what mpirun (OMPI_COMM_WORLD_RANK, _SIZE, _LOCAL_RANK), torchrun (RANK, WORLD_SIZE,
+  // LOCAL_RANK) or Slurm's srun (SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID) set, in this order;
+  // one process when none did. Throws ConfigError where they make no sense.
   static World from_environment();
 };
 

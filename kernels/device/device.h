@@ -2,17 +2,18 @@
 //
 // Two kinds behind one interface: CUDA (streams), and the host standing in for a GPU (a worker
 // thread a queue), so that the same overlapping code runs, and is raced by ThreadSanitizer, where
-// there is no GPU. A conformance suite (tests/kernels/device/conformance_test.cc) runs over every
+// there is no GPU. A conformance suite (tests/kernels/device/conformance_*_test.cc) runs over every
 // kind.
 //
-// Ownership: queues and memory must be destroyed before their device; events before their queue.
+// Ownership: queues and memory must be destroyed before their device; events before their queue,
+// and a queue only after every queue that waits for one of its events has passed the wait.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
-#include <string_view>
+#include <utility>
 
 #include "kernels/device/host_task.h"
 #include "strata/traffic.h"
@@ -45,12 +46,21 @@ class Event {
   uint64_t point_ = 0;
 };
 
-enum class CopyDirection : uint8_t { host_to_device, device_to_host, device_to_device };
+enum class CopyDirection : uint8_t {
+  host_to_device,
+  device_to_host,
+  device_to_device,
+  host_to_host,
+};
+
+// How many operations a queue holds before enqueueing another one waits for the oldest.
+inline constexpr uint64_t kQueueDepth = 1024;
 
 // An ordered line of work. Enqueueing is for one thread at a time; it does not wait for the work,
-// except as back-pressure when the line is full. Work that throws poisons the queue: later work is
-// skipped, and every event at or after it throws the same exception where it is asked or waited
-// for.
+// except as back-pressure when kQueueDepth operations are under way. Work that throws poisons the
+// queue: later work is skipped, and every event recorded after it throws the same exception, of the
+// same type, where it is asked or waited for. Events recorded before it stay good. A queue's
+// destructor waits for the work, and drops its failure.
 class Queue {
  public:
   virtual ~Queue() = default;
@@ -59,15 +69,18 @@ class Queue {
   Event record() { return Event(this, record_point()); }
 
   // Later work on this queue starts after `event`. A failure behind `event` poisons this queue too.
-  // Time this queue stands still for it is reported as Activity::wait with `tag`.
+  // `event` may be of any queue of any device. If this queue stands still for it, the time is
+  // reported as Activity::wait with `tag`.
   virtual void wait(const Event& event, const TrafficTag& tag) = 0;
 
-  // Runs `task` on the host, in queue order. On the host device this is how all compute runs, with
-  // the queue's thread team in force (thread_team.h). Tasks call nothing that enqueues on a queue.
+  // Runs `task` (not an empty one) on the host, in queue order, and destroys it right after. On the
+  // host device this is how all compute runs, with the queue's thread team in force
+  // (thread_team.h). Tasks call nothing that enqueues on a queue.
   virtual void run(HostTask task) = 0;
 
-  // Copies `bytes` in queue order and reports them to the traffic sink when done. Memory on the
-  // host side is pinned memory of the same device.
+  // Copies `bytes` in queue order; the two ranges do not overlap. Memory on the host side is pinned
+  // memory of the same device. Done copies between host and device are reported to the traffic sink
+  // before an event behind them is reached; copies within one of them cross no link and are not.
   virtual void copy(void* dst, const void* src, size_t bytes, CopyDirection direction,
                     const TrafficTag& tag) = 0;
 
@@ -94,7 +107,8 @@ inline void Event::wait() const {
 }
 
 // Owns a block of a device's memory or of pinned host memory; returned when destroyed. Blocks are
-// aligned to 4096 bytes, zero-filled, and resident when handed out.
+// aligned to 4096 bytes, zero-filled, and resident when handed out. No block is empty but a
+// default-constructed, a moved-from or a reset one, and one allocated with 0 bytes.
 class MemoryBlock {
  public:
   using Release = void (*)(void* owner, void* data, size_t bytes) noexcept;
@@ -119,7 +133,7 @@ class MemoryBlock {
 
 struct QueueOptions {
   const char* name = "queue";  // lane in traces; a literal
-  int threads = 1;             // size of the thread team for host tasks
+  int threads = 1;             // size of the team of host tasks; CUDA's host tasks run alone
 };
 
 // Thread-safe. Its only client for memory is offload's TierManager.
@@ -128,9 +142,10 @@ class Device {
   virtual ~Device() = default;
 
   virtual DeviceKind kind() const = 0;
-  // One line for people: "host, 2 threads, avx512" or "NVIDIA H200, 139.8 GiB".
+  // One line for people: "host, 2 cores" or "NVIDIA H200, 139.8 GiB".
   virtual std::string description() const = 0;
 
+  // The queue's threads are running when it is returned.
   virtual std::unique_ptr<Queue> create_queue(const QueueOptions& options) = 0;
 
   // Device memory. Throws OutOfBudget when used + bytes would exceed the cap, DeviceError when the

@@ -1,4 +1,7 @@
 // The host as a device: a worker thread a queue, memory with a hard cap like a GPU's.
+//
+// Freed memory is unmapped at once, so that work which still touches it faults instead of reading
+// stale bytes.
 #pragma once
 
 #include <cstddef>
@@ -22,8 +25,7 @@ struct HostDeviceOptions {
 std::unique_ptr<Device> make_host_device(const HostDeviceOptions& options, TrafficSink& traffic);
 
 // A queue of host threads outside any device, for work that runs on the CPU whatever the device is
-// (the optimizer update, landing gradients). `options.delay_seed` applies as above. Events of any
-// device's queue can be waited for on it.
+// (the optimizer update, landing gradients). The delays of `options` apply as above.
 std::unique_ptr<Queue> make_host_queue(const QueueOptions& queue, const HostDeviceOptions& options,
                                        TrafficSink& traffic);
 

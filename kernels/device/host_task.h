@@ -41,7 +41,7 @@ class HostTask {
   ~HostTask() { reset(); }
 
   explicit operator bool() const { return invoke_ != nullptr; }
-  void operator()() { invoke_(storage_); }
+  void operator()() { invoke_(storage_); }  // only when it holds a callable
 
   void reset() noexcept {
     if (relocate_ != nullptr) relocate_(storage_, nullptr);

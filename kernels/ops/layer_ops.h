@@ -8,6 +8,11 @@
 //
 // The same bits come out for the same inputs and number of threads.
 //
+// Enqueueing is for one thread at a time, as on the queue. Calls throw Error when views do not fit
+// each other. Workspaces are aligned to 64 bytes and hold nothing between calls. The first
+// *_workspace_bytes of a shape may wait for the queue, where what that shape needs is prepared.
+// Tokens or targets outside the vocabulary fail the work, and so poison the queue.
+//
 // Shapes: B batch, T sequence, N = B*T rows, C channels, H heads, D = C/H, V vocabulary.
 #pragma once
 
@@ -33,17 +38,18 @@ class LayerOps {
 
   // out (N, C) = token_table[tokens[n]] + position_table[n % T].
   struct Embedding {
-    TensorView tokens;          // (B, T) int32, each in [0, V)
-    TensorView token_table;     // (V, C)
-    TensorView position_table;  // (>= T, C); null view: none
-    TensorView out;             // (N, C)
+    TensorView tokens;               // (B, T) int32, each in [0, V)
+    TensorView token_table;          // (V, C)
+    TensorView position_table = {};  // (>= T, C); null view: none
+    TensorView out;                  // (N, C)
   };
   virtual void embedding_forward(const Embedding& op) = 0;
   struct EmbeddingBackward {
-    TensorView tokens;       // (B, T) int32
-    TensorView out_grad;     // (N, C)
-    GradOutput token_table;  // (V, C); rows of unseen tokens become zero unless accumulating
-    GradOutput position_table;
+    TensorView tokens;    // (B, T) int32
+    TensorView out_grad;  // (N, C)
+    // Unless accumulating, rows of tokens and positions that do not occur become zero.
+    GradOutput token_table = {};     // (V, C)
+    GradOutput position_table = {};  // (>= T, C)
   };
   virtual void embedding_backward(const EmbeddingBackward& op) = 0;
 
@@ -57,9 +63,9 @@ class LayerOps {
   virtual void layer_norm_forward(const LayerNorm& op) = 0;
   struct LayerNormBackward {
     TensorView x, weight, mean, rstd, out_grad;
-    TensorView x_grad;         // (N, C)
-    TensorView residual_grad;  // (N, C), added into x_grad; null view: none. May be x_grad
-    GradOutput weight_grad, bias_grad;
+    TensorView x_grad;              // (N, C)
+    TensorView residual_grad = {};  // (N, C), added into x_grad; null view: none. May be x_grad
+    GradOutput weight_grad = {}, bias_grad = {};
     TensorView workspace;  // layer_norm_workspace_bytes
   };
   virtual void layer_norm_backward(const LayerNormBackward& op) = 0;
@@ -69,8 +75,8 @@ class LayerOps {
   // (O, I) when `weight_transposed`.
   struct Linear {
     TensorView x, weight;
-    TensorView bias;      // (O); null view: none
-    TensorView residual;  // (N, O); null view: none. May be `out`
+    TensorView bias = {};      // (O); null view: none
+    TensorView residual = {};  // (N, O); null view: none. May be `out`
     TensorView out;
     bool weight_transposed = false;
     TensorView workspace;  // linear_workspace_bytes
@@ -78,8 +84,8 @@ class LayerOps {
   virtual void linear_forward(const Linear& op) = 0;
   struct LinearBackward {
     TensorView x, weight, out_grad;
-    TensorView x_grad;  // null view: not wanted
-    GradOutput weight_grad, bias_grad;
+    TensorView x_grad = {};  // null view: not wanted
+    GradOutput weight_grad = {}, bias_grad = {};
     bool weight_transposed = false;
     TensorView workspace;
   };
@@ -117,13 +123,14 @@ class LayerOps {
   virtual size_t attention_saved_bytes(DType dtype, const Shape& qkv, int64_t heads) const = 0;
   virtual size_t attention_workspace_bytes(DType dtype, const Shape& qkv, int64_t heads) const = 0;
 
-  // Mean cross-entropy of logits against targets over N rows; rows with target -1 do not count.
+  // Mean cross-entropy of logits against targets over N rows; rows with target -1 do not count, and
+  // where no row counts the loss and its gradient are zero.
   // Writes *loss (a double in device memory) and, when wanted, logits_grad = d(loss * loss_scale) /
   // d(logits).
   struct CrossEntropy {
-    TensorView logits;       // (N, V)
-    TensorView targets;      // (N) int32
-    TensorView logits_grad;  // (N, V); null view: not wanted. May be `logits`
+    TensorView logits;            // (N, V)
+    TensorView targets;           // (N) int32
+    TensorView logits_grad = {};  // (N, V); null view: not wanted. May be `logits`
     double* loss = nullptr;
     float loss_scale = 1;
     TensorView workspace;  // cross_entropy_workspace_bytes

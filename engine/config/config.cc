@@ -1,0 +1,204 @@
+#include "strata/config.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "engine/config/option_table.h"
+#include "strata/error.h"
+#include "strata/grain.h"
+
+namespace strata {
+namespace {
+
+// Checks the keys of a draft against each other and fills what depends on several.
+class Resolver {
+ public:
+  Resolver(ConfigDraft& draft, const std::string& source, int world_size)
+      : draft_(draft), config_(draft.config), source_(source), world_size_(world_size) {}
+
+  void resolve() {
+    resolve_batch();
+    resolve_optimizer();
+    resolve_schedule();
+    config_.dtype = draft_.bf16 || draft_.bfloat16 ? DType::bf16 : DType::fp32;
+    config_.sub_group_numel =
+        std::max<int64_t>(1, draft_.sub_group_size / kGrainNumel) * kGrainNumel;
+    resolve_placement();
+    resolve_io();
+  }
+
+ private:
+  [[noreturn]] void fail(const std::string& sentence) const {
+    throw ConfigError(source_ + ": " + sentence);
+  }
+
+  // As DeepSpeed: any two give the third, a missing accumulation is 1, and the product must hold.
+  void resolve_batch() {
+    const int64_t world = world_size_;
+    std::optional<int64_t> train = draft_.train_batch;
+    std::optional<int64_t> micro = draft_.micro_batch;
+    std::optional<int64_t> steps = draft_.accumulation_steps;
+    if (!train && !micro) {
+      fail(
+          "the batch size is missing: give \"train_micro_batch_size_per_gpu\" or "
+          "\"train_batch_size\" as an integer");
+    }
+    if (!steps) steps = train && micro ? std::max<int64_t>(1, *train / (*micro * world)) : 1;
+    if (!micro) micro = std::max<int64_t>(1, *train / (*steps * world));
+    const int64_t product = *micro * *steps * world;
+    if (!train) train = product;
+    if (*train != product) {
+      fail(
+          fmt::format("\"train_batch_size\" is {}, but \"train_micro_batch_size_per_gpu\" {} x "
+                      "\"gradient_accumulation_steps\" {} x world size {} = {}: change one of them",
+                      *train, *micro, *steps, world, product));
+    }
+    config_.train_batch = *train;
+    config_.micro_batch = *micro;
+    config_.accumulation_steps = *steps;
+  }
+
+  void resolve_optimizer() const {
+    if (draft_.optimizer_given && !draft_.optimizer_type) {
+      fail("\"optimizer.type\" is missing: write \"AdamW\"");
+    }
+    const bool l2 = draft_.optimizer_type == "adam" && !draft_.adam_w_mode;
+    if (l2 && config_.optimizer.weight_decay > 0) {
+      fail(
+          fmt::format("\"optimizer.params.weight_decay\" is {} with \"adam_w_mode\": false, and "
+                      "L2 regularisation is not there yet: remove \"adam_w_mode\" for decoupled "
+                      "decay, or set the decay to 0",
+                      config_.optimizer.weight_decay));
+    }
+  }
+
+  void resolve_schedule() {
+    if (!draft_.scheduler_given) return;
+    if (!draft_.scheduler_typed) fail("\"scheduler.type\" is missing: write \"WarmupLR\"");
+    WarmupConfig& warmup = config_.warmup;
+    warmup.enabled = true;
+    warmup.num_steps = std::max<int64_t>(2, warmup.num_steps);
+    if (!draft_.max_lr_from_optimizer) return;
+    if (!draft_.lr_given) {
+      fail(
+          "\"scheduler.params.warmup_max_lr\" is \"auto\", which stands for "
+          "\"optimizer.params.lr\": give that as a number");
+    }
+    warmup.max_lr = config_.optimizer.lr;
+  }
+
+  static TierFractions whole(OffloadDevice device, double ratio) {
+    switch (device) {
+      case OffloadDevice::none:
+        return {.device = 1};
+      case OffloadDevice::cpu:
+        return {.device = 1 - ratio, .host = ratio};
+      case OffloadDevice::nvme:
+        return {.nvme = 1};
+    }
+    return {};
+  }
+
+  void resolve_placement() {
+    if (draft_.offload_optimizer == OffloadDevice::nvme && draft_.ratio != 1) {
+      fail(
+          "\"zero_optimization.offload_optimizer.ratio\" splits the update between device and "
+          "host: with \"device\": \"nvme\" leave it out and use \"strata.placement\"");
+    }
+    const double ratio = draft_.ratio;
+    config_.param = placement_of(0, "param", whole(draft_.offload_param, 1));
+    for (size_t i = 0; i < kOptimizerKindCount; ++i) {
+      config_.optimizer_state[i] = placement_of(i + 1, std::string(name(kOptimizerKinds[i])),
+                                                whole(draft_.offload_optimizer, ratio));
+    }
+    if (config_.param.nvme > 0) {
+      fail(
+          "\"strata.placement.param.nvme\" is above 0, and parameters on nvme are not there yet: "
+          "put that part into \"host\"");
+    }
+    check_device_parts();
+    require_nvme_path();
+  }
+
+  // The placement asked for under "strata", or what the offload keys say.
+  TierFractions placement_of(size_t index, const std::string& kind, TierFractions offload) const {
+    if (!draft_.placement_given[index]) return offload;
+    const TierFractions parts = draft_.placement_fractions[index];
+    const double sum = parts.device + parts.host + parts.nvme;
+    constexpr double kSlack = 1e-6;  // 0.33 + 0.33 + 0.34 in binary
+    if (std::abs(sum - 1) > kSlack) {
+      fail(
+          fmt::format("\"strata.placement.{}\": device {} + host {} + nvme {} = {}: the parts "
+                      "must add up to 1",
+                      kind, parts.device, parts.host, parts.nvme, sum));
+    }
+    return parts;
+  }
+
+  // The update of an element happens where all of its state is: on the device or on the host.
+  void check_device_parts() const {
+    const auto& state = config_.optimizer_state;
+    for (size_t i = 1; i < kOptimizerKindCount; ++i) {
+      if (state[i].device == state[0].device) continue;
+      fail(fmt::format(
+          "\"strata.placement\": the device holds {} of {} but {} of {}, and an update "
+          "needs them in one place: make the device parts of master, exp_avg and "
+          "exp_avg_sq equal",
+          state[0].device, name(kOptimizerKinds[0]), state[i].device, name(kOptimizerKinds[i])));
+    }
+  }
+
+  void require_nvme_path() {
+    const bool uses_nvme =
+        std::any_of(config_.optimizer_state.begin(), config_.optimizer_state.end(),
+                    [](const TierFractions& parts) { return parts.nvme > 0; });
+    if (!uses_nvme) return;
+    if (draft_.nvme_paths.empty()) {
+      fail(
+          "\"zero_optimization.offload_optimizer.nvme_path\" is missing: optimizer state is to "
+          "live on nvme, so name a directory for its files");
+    }
+    config_.nvme_paths = draft_.nvme_paths;
+  }
+
+  void resolve_io() {
+    const auto& threads = draft_.io_threads;
+    const auto& parallelism = draft_.intra_op_parallelism;
+    if (threads && parallelism && *threads != *parallelism) {
+      fail(
+          fmt::format("\"aio.thread_count\" is {} but \"aio.intra_op_parallelism\" is {}, and both "
+                      "mean the same: keep one of them",
+                      *threads, *parallelism));
+    }
+    if (parallelism) config_.io_threads = static_cast<int>(*parallelism);
+    if (threads) config_.io_threads = static_cast<int>(*threads);
+  }
+
+  ConfigDraft& draft_;
+  Config& config_;
+  const std::string& source_;
+  const int world_size_;
+};
+
+}  // namespace
+
+Config Config::from_json(std::string_view text, const std::string& source, int world_size) {
+  if (world_size != 1) {
+    throw ConfigError(fmt::format(
+        "{}: this run has {} ranks, and more than one is not there yet: start one process", source,
+        world_size));
+  }
+  ConfigDraft draft;
+  const Json root = parse_json_object(text, source);
+  draft.config.no_effect_keys = options::take_all(root, config_table(draft), source);
+  Resolver(draft, source, world_size).resolve();
+  return draft.config;
+}
+
+Config Config::from_file(const std::string& path, int world_size) {
+  return from_json(read_text_file(path), path, world_size);
+}
+
+}  // namespace strata

@@ -1,0 +1,280 @@
+// Keys that decide where state lives and how it moves: ZeRO, offloading, I/O, "strata".
+#include <fmt/format.h>
+
+#include "engine/config/option_table.h"
+#include "strata/grain.h"
+
+namespace strata {
+namespace {
+
+using namespace options;  // NOLINT: the table's own vocabulary
+
+constexpr const char* kOneRank = "There is one rank; nothing is communicated yet.";
+constexpr const char* kOwnSchedule = "Units are gathered and released on a schedule of their own.";
+constexpr const char* kOwnBuffers = "`strata.staging_buffers` says how many there are.";
+
+Value stage(int& out) {
+  const std::string expects = "an integer from 0 to 3";
+  return {expects, std::to_string(out), [=, &out](const Json& json) -> std::string {
+            const auto value = as_integer(json, {0, 3});
+            if (!value) return must_be(expects, json);
+            if (*value != 3) {
+              return fmt::format(
+                  "is {}, which is not there yet: use 3, which at world size 1 gives the same bits",
+                  *value);
+            }
+            out = 3;
+            return "";
+          }};
+}
+
+void add_zero_keys_without_effect(std::vector<Option>& rows) {
+  for (const char* key :
+       {"allgather_partitions", "overlap_comm", "reduce_scatter", "contiguous_gradients",
+        "round_robin_gradients", "use_multi_rank_bucket_allreduce",
+        "stage3_use_all_reduce_for_fetch_params", "stage3_allgather_sequential"}) {
+    rows.push_back(no_effect(std::string("zero_optimization.") + key, Type::boolean, kOneRank));
+  }
+  for (const char* key : {"allgather_bucket_size", "reduce_bucket_size"}) {
+    rows.push_back(no_effect(std::string("zero_optimization.") + key, Type::integer, kOneRank));
+  }
+  for (const char* key :
+       {"stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_prefetch_bucket_size",
+        "stage3_param_persistence_threshold", "stage3_model_persistence_threshold",
+        "stage3_module_granularity_threshold", "max_live_parameters", "max_reuse_distance",
+        "prefetch_bucket_size", "param_persistence_threshold", "model_persistence_threshold",
+        "module_granularity_threshold"}) {
+    // Hugging Face's formulas for "auto" are fractions: 0.9 * hidden_size^2.
+    rows.push_back(no_effect(std::string("zero_optimization.") + key, Type::number, kOwnSchedule));
+  }
+  for (const char* key :
+       {"stage3_gather_16bit_weights_on_model_save", "gather_16bit_weights_on_model_save",
+        "stage3_gather_fp16_weights_on_model_save", "load_from_fp32_weights", "elastic_checkpoint",
+        "pipeline_loading_checkpoint"}) {
+    rows.push_back(no_effect(std::string("zero_optimization.") + key, Type::boolean,
+                             "It is about DeepSpeed's checkpoints."));
+  }
+  for (const char* key :
+       {"grad_hooks", "ignore_unused_parameters", "legacy_stage1", "memory_efficient_linear",
+        "override_module_apply", "log_trace_cache_warnings", "cpu_offload_use_pin_memory"}) {
+    rows.push_back(no_effect(std::string("zero_optimization.") + key, Type::boolean,
+                             "It is about DeepSpeed's inner workings."));
+  }
+}
+
+Group zero_group(ConfigDraft& draft) {
+  Group group = {
+      "ZeRO",
+      {section("zero_optimization", "Sharding of the training state."),
+       honoured("zero_optimization.stage", stage(draft.config.stage),
+                "What is sharded: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too.",
+                "3 where DeepSpeed's default is 0; 0, 1 and 2 are not there yet. All stages give "
+                "the same bits."),
+       honoured("zero_optimization.sub_group_size", integer(draft.sub_group_size, {.min = 1}),
+                "Elements that the optimizer pipeline moves at a time, rounded down to a multiple "
+                "of 4096, at least 4096.",
+                "DeepSpeed's default is 1e9 and cuts between parameters only; a sub-group here may "
+                "split a parameter, so small ones waste nothing."),
+       refused("zero_optimization.zero_hpz_partition_size", Type::integer, only(1),
+               "secondary partitions are not there yet; write 1 or remove it"),
+       refused("zero_optimization.mics_shard_size", Type::integer, only(-1),
+               "MiCS is not there yet; write -1 or remove it"),
+       refused("zero_optimization.zeropp_loco_param", Type::object, nothing(),
+               "ZeRO++ is not there yet; remove it"),
+       refused("zero_optimization.zenflow", Type::object, nothing(),
+               "updates from stale gradients are not there; remove it")}};
+  auto& rows = group.options;
+  for (const char* key : {"zero_quantized_weights", "zero_quantized_nontrainable_weights",
+                          "zero_quantized_gradients", "mics_hierarchical_params_gather"}) {
+    rows.push_back(refused(std::string("zero_optimization.") + key, Type::boolean, only(false),
+                           "it is not there yet; write false or remove it"));
+  }
+  rows.push_back(refused("zero_optimization.cpu_offload", Type::boolean, only(false),
+                         "it is deprecated; use \"offload_optimizer\": {\"device\": \"cpu\"}"));
+  rows.push_back(refused("zero_optimization.cpu_offload_param", Type::boolean, only(false),
+                         "it is deprecated; use \"offload_param\": {\"device\": \"cpu\"}"));
+  add_zero_keys_without_effect(rows);
+  return group;
+}
+
+// One directory, or as our extension a list of them.
+Value nvme_path(std::vector<std::string>& out) {
+  const std::string expects = "a directory's path";
+  return {expects, "", [=, &out](const Json& json) -> std::string {
+            const Json list = json.is_array() ? json : Json::array({json});
+            std::vector<std::string> paths;
+            for (const Json& path : list) {
+              if (!path.is_string() || path.get_ref<const std::string&>().empty()) {
+                return must_be(expects, json);
+              }
+              paths.push_back(path.get<std::string>());
+            }
+            if (paths.size() > 1) {
+              return fmt::format(
+                  "lists {} directories, and more than one is not there yet: name one",
+                  paths.size());
+            }
+            if (paths.empty()) return must_be(expects, json);
+            out = std::move(paths);
+            return "";
+          }};
+}
+
+Value offload_param_device(OffloadDevice& out) {
+  Value value = choice(out, {{"none", OffloadDevice::none}, {"cpu", OffloadDevice::cpu}});
+  value.take = [take = std::move(value.take)](const Json& json) -> std::string {
+    if (json != "nvme") return take(json);
+    return "is \"nvme\", and parameters on nvme are not there yet: use \"cpu\"";
+  };
+  return value;
+}
+
+Group offload_group(ConfigDraft& draft) {
+  const std::string optimizer = "zero_optimization.offload_optimizer";
+  const std::string param = "zero_optimization.offload_param";
+  const std::string pinned = "State in host memory is always pinned.";
+  const std::string overlapped = "Reads and writes always overlap, unless `strata.overlap` is off.";
+  return {
+      "Offloading",
+      {section(optimizer, "Where master weights and moments live."),
+       honoured(optimizer + ".device",
+                choice(draft.offload_optimizer, {{"none", OffloadDevice::none},
+                                                 {"cpu", OffloadDevice::cpu},
+                                                 {"nvme", OffloadDevice::nvme}}),
+                "Tier of the optimizer state: none is the device's memory, cpu is host memory.",
+                "`strata.placement` can split each kind of state."),
+       honoured(optimizer + ".nvme_path", nvme_path(draft.nvme_paths),
+                "Directory of the state files; needed when something lives on nvme.",
+                "A list of directories is our extension; more than one is not there yet."),
+       honoured(optimizer + ".ratio", number(draft.ratio, {.min = 0, .max = 1}),
+                "With device cpu: the part that lives and is updated in host memory; the rest "
+                "stays on the device.",
+                "By grains of 4096 elements, so any ratio means what it says."),
+       no_effect(optimizer + ".pin_memory", Type::boolean, pinned),
+       no_effect(optimizer + ".buffer_count", Type::integer, kOwnBuffers),
+       no_effect(optimizer + ".pipeline_read", Type::boolean, overlapped),
+       no_effect(optimizer + ".pipeline_write", Type::boolean, overlapped),
+       no_effect(optimizer + ".fast_init", Type::boolean, "Files are written once, at start."),
+       section(param, "Where 16-bit parameters live between uses."),
+       honoured(param + ".device", offload_param_device(draft.offload_param),
+                "Tier of the parameters: none is the device's memory, cpu is host memory.",
+                "\"nvme\" is not there yet."),
+       no_effect(param + ".nvme_path", Type::anything, "Parameters on nvme are not there yet."),
+       no_effect(param + ".pin_memory", Type::boolean, pinned),
+       no_effect(param + ".buffer_count", Type::integer, kOwnBuffers),
+       no_effect(param + ".buffer_size", Type::number, kOwnBuffers),
+       no_effect(param + ".max_in_cpu", Type::number, "Parameters on nvme are not there yet.")}};
+}
+
+Value block_bytes(uint32_t& out) {
+  const std::string expects = "a multiple of 4096 bytes from 4096 to \"1GiB\"";
+  return {expects, std::to_string(out), [=, &out](const Json& json) -> std::string {
+            const auto value = as_bytes(json);
+            if (!value || *value < 4096 || *value > (1u << 30) || *value % 4096 != 0) {
+              return must_be(expects, json);
+            }
+            out = static_cast<uint32_t>(*value);
+            return "";
+          }};
+}
+
+Value worker_count(std::optional<int64_t>& out, int fallback) {
+  return integer({1, 256}, std::to_string(fallback),
+                 [&out](uint64_t v) { out = static_cast<int64_t>(v); });
+}
+
+Group aio_group(ConfigDraft& draft) {
+  Config& out = draft.config;
+  return {
+      "Asynchronous I/O",
+      {section("aio", "How files are read and written."),
+       honoured("aio.block_size", block_bytes(out.io_block_bytes), "Bytes of one request."),
+       honoured("aio.queue_depth", integer(out.io_queue_depth, {1, 4096}), "Requests in flight.",
+                "DeepSpeed's default is 8."),
+       honoured("aio.thread_count", worker_count(draft.io_threads, out.io_threads),
+                "Workers of the thread engine; io_uring has none.", "DeepSpeed's default is 1."),
+       honoured("aio.intra_op_parallelism",
+                worker_count(draft.intra_op_parallelism, out.io_threads),
+                "DeepSpeed's other name of `aio.thread_count`."),
+       no_effect("aio.single_submit", Type::boolean, "Requests are submitted in batches."),
+       no_effect("aio.overlap_events", Type::boolean, "Completions are reaped as they come."),
+       refused("aio.use_gds", Type::boolean, only(false),
+               "GPUDirect Storage is not there yet; write false or remove it")}};
+}
+
+void add_placement(std::vector<Option>& rows, ConfigDraft& draft) {
+  constexpr std::array<StateKind, 4> kKinds = {StateKind::param, StateKind::master,
+                                               StateKind::exp_avg, StateKind::exp_avg_sq};
+  rows.push_back(section("strata.placement",
+                         "Parts of each kind of state by tier; they override the offload keys. "
+                         "Master weights and moments have equal device parts, and no part of the "
+                         "parameters is on nvme yet."));
+  for (size_t i = 0; i < kKinds.size(); ++i) {
+    const std::string path = fmt::format("strata.placement.{}", name(kKinds[i]));
+    TierFractions& out = draft.placement_fractions[i];
+    rows.push_back(section(path, "Parts that add up to 1; those not given are 0.",
+                           [&draft, i] { draft.placement_given[i] = true; }));
+    const NumberRange part = {.min = 0, .max = 1};
+    rows.push_back(honoured(path + ".device", number(out.device, part), "Part in device memory."));
+    rows.push_back(honoured(path + ".host", number(out.host, part), "Part in host memory."));
+    rows.push_back(honoured(path + ".nvme", number(out.nvme, part), "Part in files."));
+  }
+}
+
+Group strata_group(ConfigDraft& draft) {
+  Config& out = draft.config;
+  const IntegerRange threads = {0, 1024};
+  Group group = {
+      "Strata's own",
+      {section("strata",
+               "What DeepSpeed has no key for. Except for `seed`, none of it changes the "
+               "training state."),
+       honoured("strata.device",
+                choice(out.device, {{"auto", DeviceChoice::automatic},
+                                    {"host", DeviceChoice::host},
+                                    {"cuda", DeviceChoice::cuda}}),
+                "What computes; auto takes a GPU where there is one."),
+       honoured("strata.device_memory", bytes(out.device_memory),
+                "Budget of device memory; 0: as much as the plan needs and the device has."),
+       honoured("strata.host_memory", bytes(out.host_memory),
+                "Budget of pinned host memory; 0: as much as the plan needs and the machine has."),
+       honoured("strata.compute_threads", integer(out.compute_threads, threads),
+                "Threads for the model's arithmetic on the host; 0: all cores."),
+       honoured("strata.optimizer_threads", integer(out.optimizer_threads, threads),
+                "Threads for the optimizer's update on the host; 0: all cores."),
+       honoured("strata.staging_buffers", integer(out.staging_buffers, {1, 1024}),
+                "Sub-groups under way between nvme and the update."),
+       honoured("strata.overlap", boolean(out.overlap),
+                "false: one thing at a time, for measuring and debugging."),
+       honoured("strata.recompute",
+                choice(out.recompute,
+                       {{"auto", RecomputeChoice::automatic}, {"always", RecomputeChoice::always}}),
+                "Activations inside a unit: auto keeps as many units' as the device budget holds, "
+                "always computes them a second time in backward."),
+       honoured("strata.io_engine",
+                choice(out.io_engine, {{"auto", IoChoice::automatic},
+                                       {"io_uring", IoChoice::io_uring},
+                                       {"threads", IoChoice::threads}}),
+                "How files are read and written; auto falls back to threads where io_uring is "
+                "forbidden."),
+       honoured("strata.io_direct",
+                choice(out.io_direct, {{"auto", DirectChoice::automatic},
+                                       {"required", DirectChoice::required},
+                                       {"off", DirectChoice::off}}),
+                "O_DIRECT; auto falls back to buffered files, with a warning, where the file "
+                "system refuses."),
+       honoured("strata.slots", integer(out.slots, {1, 2}),
+                "Places on disk for each sub-group; with 2 the step before survives on disk."),
+       honoured("strata.seed", integer(out.seed, {0, std::numeric_limits<uint64_t>::max()}),
+                "Seed of the initial parameters and of the order of the data.")}};
+  add_placement(group.options, draft);
+  return group;
+}
+
+}  // namespace
+
+options::Table tier_groups(ConfigDraft& draft) {
+  return {zero_group(draft), offload_group(draft), aio_group(draft), strata_group(draft)};
+}
+
+}  // namespace strata

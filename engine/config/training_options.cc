@@ -1,0 +1,223 @@
+// Keys that decide what is computed: batch, precision, optimizer, schedule.
+#include <fmt/format.h>
+
+#include <cctype>
+
+#include "engine/config/option_table.h"
+
+namespace strata {
+namespace {
+
+using namespace options;  // NOLINT: the table's own vocabulary
+
+constexpr IntegerRange kCount = {1, 1'000'000'000};
+
+// A batch size: absent, "auto" and null all mean that the other two decide.
+Value batch_size(std::optional<int64_t>& out) {
+  Value value = integer(kCount, "", [&out](uint64_t v) { out = static_cast<int64_t>(v); });
+  value.takes_auto = true;
+  value.take = [take = value.take](const Json& json) -> std::string {
+    return json == "auto" ? "" : take(json);
+  };
+  return value;
+}
+
+Group batch_group(ConfigDraft& draft) {
+  const std::string any_two = "Any two of the three give the third; \"auto\" counts as not given.";
+  return {"Batch",
+          {honoured("train_batch_size", batch_size(draft.train_batch),
+                    "Rows in a step, over all ranks and micro-batches.", any_two),
+           honoured("train_micro_batch_size_per_gpu", batch_size(draft.micro_batch),
+                    "Rows in one rank's micro-batch.", any_two),
+           honoured("gradient_accumulation_steps", batch_size(draft.accumulation_steps),
+                    "Micro-batches a rank adds up in a step.",
+                    any_two + " 1 when only one of the others is given.")}};
+}
+
+Group precision_group(ConfigDraft& draft) {
+  const std::string of_fp16 = "Belongs to fp16, which is not there yet.";
+  return {"Precision",
+          {section("bf16", "bfloat16 parameters, activations and local gradients."),
+           honoured("bf16.enabled", boolean(draft.bf16),
+                    "Train in bf16 with fp32 master weights; otherwise everything is fp32.", "",
+                    "false"),
+           no_effect("bf16.immediate_grad_update", Type::boolean,
+                     "Gradients always land in their accumulator as they complete."),
+           section("bfloat16", "DeepSpeed's old name of `bf16`."),
+           honoured("bfloat16.enabled", boolean(draft.bfloat16), "As `bf16.enabled`.", "", "false"),
+           section("fp16", "IEEE half precision."),
+           refused("fp16.enabled", Type::boolean, only(false),
+                   "fp16 is not there yet; use \"bf16\": {\"enabled\": true}"),
+           no_effect("fp16.auto_cast", Type::boolean, of_fp16),
+           no_effect("fp16.loss_scale", Type::number, of_fp16),
+           no_effect("fp16.initial_scale_power", Type::integer, of_fp16),
+           no_effect("fp16.loss_scale_window", Type::integer, of_fp16),
+           no_effect("fp16.hysteresis", Type::integer, of_fp16),
+           no_effect("fp16.consecutive_hysteresis", Type::boolean, of_fp16),
+           no_effect("fp16.min_loss_scale", Type::number, of_fp16),
+           no_effect("fp16.fp16_master_weights_and_grads", Type::boolean, of_fp16),
+           refused("amp", Type::object, unless_enabled(),
+                   "Apex's mixed precision is not there; use \"bf16\": {\"enabled\": true}"),
+           refused("torch_autocast", Type::object, unless_enabled(),
+                   "PyTorch's autocast is not there; use \"bf16\": {\"enabled\": true}"),
+           section("data_types", "Types that DeepSpeed sets apart from the parameters'."),
+           refused("data_types.grad_accum_dtype", Type::string, only("fp32"),
+                   "gradients are always accumulated in fp32; write \"fp32\"")}};
+}
+
+// `type` by DeepSpeed's spelling, upper and lower case alike.
+Value optimizer_type(std::optional<std::string>& out) {
+  const std::string expects = "\"AdamW\" or \"Adam\"";
+  return {expects, "\"AdamW\"", [=, &out](const Json& json) -> std::string {
+            if (!json.is_string()) return must_be(expects, json);
+            std::string lower = json.get<std::string>();
+            for (char& c : lower)
+              c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+            if (lower != "adam" && lower != "adamw") {
+              return fmt::format("is {}, which is not there yet: use {}", json.dump(), expects);
+            }
+            out = lower;
+            return "";
+          }};
+}
+
+Value betas(OptimizerConfig& out) {
+  const std::string expects = "a list of two numbers of at least 0 and below 1";
+  return {expects, Json::array({out.beta1, out.beta2}).dump(),
+          [=, &out](const Json& json) -> std::string {
+            if (!json.is_array() || json.size() != 2) return must_be(expects, json);
+            for (const Json& beta : json) {
+              if (!as_number(beta, {.min = 0}) || beta.get<double>() >= 1) {
+                return must_be(expects, json);
+              }
+            }
+            out.beta1 = json[0].get<double>();
+            out.beta2 = json[1].get<double>();
+            return "";
+          }};
+}
+
+// Runs `note` when the value has been taken.
+Value and_then(Value value, std::function<void()> note) {
+  value.take = [take = std::move(value.take), note](const Json& json) -> std::string {
+    std::string complaint = take(json);
+    if (complaint.empty()) note();
+    return complaint;
+  };
+  return value;
+}
+
+void add_keys_of_other_optimizers(std::vector<Option>& options) {
+  for (const char* key :
+       {"freeze_step", "cuda_aware", "comm_backend_name", "var_freeze_step", "var_update_scaler",
+        "local_step_scaler", "local_step_clipper", "coeff_beta", "factor_max", "factor_min",
+        "factor_threshold", "max_coeff", "min_coeff", "momentum"}) {
+    options.push_back(refused(std::string("optimizer.params.") + key, Type::anything, nothing(),
+                              "it belongs to an optimizer that is not there yet; remove it"));
+  }
+}
+
+Group optimizer_group(ConfigDraft& draft) {
+  OptimizerConfig& out = draft.config.optimizer;
+  Group group = {
+      "Optimizer",
+      {section("optimizer", "The optimizer; AdamW with its defaults when not given.",
+               [&draft] { draft.optimizer_given = true; }),
+       honoured("optimizer.type", optimizer_type(draft.optimizer_type),
+                "The optimizer's name, in upper or lower case.",
+                "As in DeepSpeed, \"Adam\" means AdamW unless `adam_w_mode` is false."),
+       section("optimizer.params", "Its settings."),
+       honoured("optimizer.params.lr",
+                and_then(number(out.lr, {.min = 0}), [&draft] { draft.lr_given = true; }),
+                "Learning rate.", "A scheduler takes its place, as in DeepSpeed.", "5e-5"),
+       honoured("optimizer.params.betas", betas(out), "Decay rates of the two moments.", "",
+                "[0.9, 0.999]"),
+       honoured("optimizer.params.eps", number(out.eps, {.min = 0, .above_min = true}),
+                "Added to the root of the second moment.", "", "1e-8"),
+       honoured("optimizer.params.weight_decay", number(out.weight_decay, {.min = 0}),
+                "Decoupled weight decay, of tensors of rank 2 or more.",
+                "DeepSpeed decays every parameter of the group it is given.", "0.0"),
+       honoured("optimizer.params.adam_w_mode", boolean(draft.adam_w_mode),
+                "With \"Adam\", false asks for L2 regularisation, which is an "
+                "error unless `weight_decay` is 0."),
+       no_effect("optimizer.params.torch_adam", Type::boolean,
+                 "There is one implementation of the update."),
+       refused("optimizer.params.bias_correction", Type::boolean, only(true),
+               "the update always corrects the moments' bias; write true or remove it"),
+       refused("optimizer.params.amsgrad", Type::boolean, only(false),
+               "AMSGrad is not there yet; write false or remove it"),
+       refused("optimizer.params.fp32_optimizer_states", Type::boolean, only(true),
+               "moments are kept in fp32; write true or remove it"),
+       no_effect("optimizer.params.set_grad_none", Type::boolean,
+                 "Gradients have buffers of their own for the whole run."),
+       refused("optimizer.params.max_grad_norm", Type::number, nothing(),
+               "as in DeepSpeed; use \"gradient_clipping\" in its place"),
+       no_effect("optimizer.legacy_fusion", Type::boolean,
+                 "There is one implementation of the update."),
+       honoured("gradient_clipping", number(draft.config.gradient_clipping, {.min = 0}),
+                "Largest global norm of the gradient; 0 switches clipping off.", "", "1.0")}};
+  add_keys_of_other_optimizers(group.options);
+  return group;
+}
+
+Value scheduler_type(ConfigDraft& draft) {
+  return {"\"WarmupLR\"", "", [&draft](const Json& json) -> std::string {
+            if (!json.is_string()) return must_be("\"WarmupLR\"", json);
+            if (json != "WarmupLR") {
+              return fmt::format(
+                  "is {}, which is not there yet: use \"WarmupLR\", or remove \"scheduler\" for a "
+                  "constant learning rate",
+                  json.dump());
+            }
+            draft.scheduler_typed = true;
+            return "";
+          }};
+}
+
+// Gives "auto" a meaning of its own.
+Value with_auto(Value value, std::function<void()> on_auto) {
+  value.takes_auto = true;
+  value.take = [take = std::move(value.take), on_auto](const Json& json) -> std::string {
+    if (json != "auto") return take(json);
+    on_auto();
+    return "";
+  };
+  return value;
+}
+
+Group scheduler_group(ConfigDraft& draft) {
+  WarmupConfig& out = draft.config.warmup;
+  return {"Learning rate schedule",
+          {section("scheduler", "The schedule; a constant learning rate when not given.",
+                   [&draft] { draft.scheduler_given = true; }),
+           honoured("scheduler.type", scheduler_type(draft), "The schedule's name."),
+           section("scheduler.params", "Its settings."),
+           honoured("scheduler.params.warmup_min_lr",
+                    with_auto(number(out.min_lr, {.min = 0}), [&out] { out.min_lr = 0; }),
+                    "Learning rate of the first step.", "\"auto\" is 0, as the Trainer has it."),
+           honoured("scheduler.params.warmup_max_lr",
+                    with_auto(number(out.max_lr, {.min = 0}),
+                              [&draft] { draft.max_lr_from_optimizer = true; }),
+                    "Learning rate after the warm-up; it replaces `optimizer.params.lr`.",
+                    "\"auto\" is `optimizer.params.lr`, as the Trainer has it."),
+           honoured("scheduler.params.warmup_num_steps",
+                    integer(out.num_steps, {.min = 0, .max = 1'000'000'000'000}),
+                    "Steps from the first learning rate to the last.",
+                    "As in DeepSpeed, 0 and 1 mean 2.", "0"),
+           honoured("scheduler.params.warmup_type",
+                    choice(out.logarithmic, {{"log", true}, {"linear", false}}),
+                    "How it rises: log(step) / log(steps), or step / steps."),
+           refused("scheduler.params.last_batch_iteration", Type::integer, only(-1),
+                   "the schedule's position is the engine's step; remove it"),
+           refused("scheduler.params.total_num_steps", Type::integer, nothing(),
+                   "it belongs to WarmupDecayLR, which is not there yet; remove it")}};
+}
+
+}  // namespace
+
+options::Table training_groups(ConfigDraft& draft) {
+  return {batch_group(draft), precision_group(draft), optimizer_group(draft),
+          scheduler_group(draft)};
+}
+
+}  // namespace strata

@@ -1,0 +1,64 @@
+#include "strata/world.h"
+
+#include <fmt/format.h>
+
+#include <charconv>
+#include <cstdlib>
+#include <cstring>
+
+#include "strata/error.h"
+
+namespace strata {
+namespace {
+
+// The variables in which a launcher says who a process is. `present` is set exactly in processes
+// that the launcher started as ranks.
+struct Launcher {
+  const char* present;
+  const char* rank;
+  const char* size;
+  const char* local_rank;
+};
+
+// In the order in which they are asked: mpirun and torchrun run inside Slurm's jobs, not the other
+// way round. A Slurm batch script has SLURM_NTASKS without being a rank; only a step has an id.
+constexpr Launcher kLaunchers[] = {
+    {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE",
+     "OMPI_COMM_WORLD_LOCAL_RANK"},
+    {"WORLD_SIZE", "RANK", "WORLD_SIZE", "LOCAL_RANK"},
+    {"SLURM_STEP_ID", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"},
+};
+
+int integer_in(const char* variable, int min, int end, const Launcher& launcher) {
+  const char* const text = std::getenv(variable);
+  if (text == nullptr) {
+    throw ConfigError(fmt::format("environment: {} is set but {} is not: set both, or neither",
+                                  launcher.present, variable));
+  }
+  int value = 0;
+  const char* const text_end = text + std::strlen(text);
+  const auto parsed = std::from_chars(text, text_end, value);
+  if (parsed.ec != std::errc() || parsed.ptr != text_end || value < min || value >= end) {
+    throw ConfigError(
+        fmt::format("environment: {} is \"{}\": set it to an integer from {} to {}, or unset {}",
+                    variable, text, min, end - 1, launcher.present));
+  }
+  return value;
+}
+
+}  // namespace
+
+World World::from_environment() {
+  constexpr int kMaxRanks = 1 << 20;
+  for (const Launcher& launcher : kLaunchers) {
+    if (std::getenv(launcher.present) == nullptr) continue;
+    World world;
+    world.size = integer_in(launcher.size, 1, kMaxRanks, launcher);
+    world.rank = integer_in(launcher.rank, 0, world.size, launcher);
+    world.local_rank = integer_in(launcher.local_rank, 0, world.size, launcher);
+    return world;
+  }
+  return {};
+}
+
+}  // namespace strata

@@ -1,0 +1,40 @@
+#include "strata/engine.h"
+
+#include "engine/runtime/runtime.h"
+
+namespace strata {
+
+Engine::Engine(Model model, const Config& config, const World& world, const Options& options)
+    : Engine(std::make_unique<engine::Runtime>(std::move(model), config, world, options,
+                                               engine::Disturbance{})) {}
+
+Engine::Engine(std::unique_ptr<engine::Runtime> runtime) : runtime_(std::move(runtime)) {}
+Engine::~Engine() = default;
+Engine::Engine(Engine&&) noexcept = default;
+Engine& Engine::operator=(Engine&&) noexcept = default;
+
+StepResult Engine::train_step(std::span<const Batch> micro_batches) {
+  return runtime_->train_step(micro_batches);
+}
+
+double Engine::evaluate(std::span<const Batch> micro_batches) {
+  return runtime_->evaluate(micro_batches);
+}
+
+std::string Engine::digest() { return runtime_->digest(); }
+
+std::vector<float> Engine::read_parameter(std::string_view name, StateKind kind) {
+  return runtime_->state().read(runtime_->plan().layout.find(name), kind);
+}
+
+void Engine::write_parameter(std::string_view name, std::span<const float> values) {
+  runtime_->state().write(runtime_->plan().layout.find(name), values);
+}
+
+int64_t Engine::step() const { return runtime_->step(); }
+const PlanSummary& Engine::plan() const { return runtime_->plan().summary; }
+std::vector<std::string> Engine::description() const { return runtime_->description(); }
+
+void Engine::write_trace(const std::string& path) const { runtime_->recorder().write_trace(path); }
+
+}  // namespace strata

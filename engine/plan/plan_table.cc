@@ -1,0 +1,38 @@
+#include <fmt/format.h>
+
+#include <string>
+
+#include "strata/plan.h"
+
+namespace strata {
+namespace {
+
+double mib(uint64_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
+
+}  // namespace
+
+std::string to_string(const PlanSummary& plan) {
+  std::string out = fmt::format("plan: {} parameters, {:.1f} MiB of training state\n",
+                                plan.parameters, mib(plan.training_state_bytes));
+  for (Tier tier : kTiers) {
+    const auto i = static_cast<size_t>(tier);
+    if (plan.needed_bytes[i] == 0) continue;
+    out += fmt::format("  {:<7} {:>9.1f} MiB of {:.1f}\n", name(tier), mib(plan.needed_bytes[i]),
+                       mib(plan.budget_bytes[i]));
+    for (const Reservation& r : plan.reservations) {
+      if (r.tier == tier) out += fmt::format("    {:<28} {:>9.2f} MiB\n", r.name, mib(r.bytes));
+    }
+  }
+  out += fmt::format("  process overhead {:.1f} MiB\n", mib(plan.process_overhead_bytes));
+  out += "  a step moves";
+  for (size_t link = 0; link < kLinkCount; ++link) {
+    out += fmt::format("{} {} {:.1f} MiB", link == 0 ? "" : ",", name(static_cast<Activity>(link)),
+                       mib(plan.step_traffic[link]));
+  }
+  out +=
+      fmt::format("\n  {} sub-groups, {} gather buffers, {} units recomputed, recovery: {}\n",
+                  plan.sub_groups, plan.gather_window_units, plan.recomputed_units, plan.recovery);
+  return out;
+}
+
+}  // namespace strata

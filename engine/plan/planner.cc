@@ -1,0 +1,365 @@
+#include "engine/plan/planner.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <functional>
+#include <numeric>
+
+#include "engine/plan/advice.h"
+#include "offload/slot_store.h"
+#include "strata/error.h"
+
+namespace strata::engine {
+namespace {
+
+constexpr uint64_t kPieceAlignBytes = 4096;
+constexpr int64_t kTransferGrains = 256;  // 4 MiB of fp32
+// What the process grows by on top of its reservations while it trains: code generated for matrix
+// products, thread stacks, queues, the pages of libraries that are first used then.
+constexpr uint64_t kGrowthBytes = uint64_t{96} << 20;
+
+uint64_t align_up(uint64_t bytes) {
+  return (bytes + kPieceAlignBytes - 1) / kPieceAlignBytes * kPieceAlignBytes;
+}
+
+int64_t sum(const std::vector<int64_t>& values) {
+  return std::accumulate(values.begin(), values.end(), int64_t{0});
+}
+
+// Grains of a unit's trainable shard in the rank's shard space.
+GrainRange shard_grains(const Unit& unit, int world_size) {
+  const int64_t begin = unit.trainable.first_grain;
+  return {begin, begin + unit.trainable.shard_numel(world_size) / kGrainNumel};
+}
+
+class Planner {
+ public:
+  explicit Planner(const PlanInput& input)
+      : input_(input),
+        element_bytes_(size_bytes(input.config.dtype)),
+        plan_{.summary = {},
+              .layout = ModelLayout(input.model, input.world.size),
+              .segments = {},
+              .state = {},
+              .frozen_tier = Tier::device,
+              .staging = {},
+              .activations = {},
+              .step = {},
+              .evaluate = {},
+              .landing_bytes = 0,
+              .transfer_grains = 0} {}
+
+  Plan make() {
+    check_shape();
+    plan_.segments = segment_table(plan_.layout, input_.world.rank);
+    place_state();
+    measure_layers();
+    set_budgets();
+    // The least that trains first; then as many units as fit keep their activations.
+    rebuild();
+    if (input_.config.recompute == RecomputeChoice::automatic) keep_saved_activations();
+    return std::move(plan_);
+  }
+
+ private:
+  using PerUnit = ActivationLayout::PerUnit;
+
+  const std::vector<Unit>& units() const { return plan_.layout.units(); }
+  uint64_t& needed(Tier tier) { return plan_.summary.needed_bytes[static_cast<size_t>(tier)]; }
+  uint64_t& budget(Tier tier) { return plan_.summary.budget_bytes[static_cast<size_t>(tier)]; }
+
+  void check_shape() const {
+    const BatchShape& shape = input_.micro_batch;
+    if (shape.batch <= 0 || shape.sequence <= 0) {
+      throw ConfigError("a micro-batch needs at least one row and one token a row");
+    }
+    if (shape.sequence > input_.model.max_sequence) {
+      throw ConfigError(
+          fmt::format("a row of {} tokens is longer than the model's {} positions: shorten the "
+                      "rows or raise n_positions",
+                      shape.sequence, input_.model.max_sequence));
+    }
+  }
+
+  void place_state() {
+    const Config& config = input_.config;
+    const int64_t grains = plan_.layout.trainable_grains();
+    offload::TrainingStateSpec& state = plan_.state;
+    state.param = offload::Placement(config.param, grains);
+    for (size_t i = 0; i < kOptimizerKindCount; ++i) {
+      state.optimizer_state[i] = offload::Placement(config.optimizer_state[i], grains);
+    }
+    const int64_t updated_on_device = state.optimizer_state[0].range(Tier::device).end;
+    if (updated_on_device > state.param.range(Tier::device).end) {
+      throw ConfigError(
+          "optimizer state on the device needs its parameters there too: set "
+          "zero_optimization.offload_param.device to \"none\", or offload the optimizer as well");
+    }
+    const double device_part =
+        grains == 0 ? 0.0 : static_cast<double>(updated_on_device) / static_cast<double>(grains);
+    state.grad = offload::Placement({device_part, 1.0 - device_part, 0.0}, grains);
+    state.param_dtype = config.dtype;
+    // Sums over micro-batches are fp32; a single micro-batch's local gradient is kept as it is.
+    state.grad_dtype =
+        config.accumulation_steps == 1 && input_.world.size == 1 ? config.dtype : DType::fp32;
+    state.slots = config.slots;
+    state.sub_groups = offload::cut_sub_groups(config.sub_group_numel / kGrainNumel, state.param,
+                                               state.optimizer_state);
+    plan_.frozen_tier = config.param.device == 1.0 ? Tier::device : Tier::host;
+    plan_.staging = offload::staging_layout(state, config.overlap ? config.staging_buffers : 1);
+    plan_.transfer_grains = std::min(kTransferGrains, std::max<int64_t>(grains, 1));
+  }
+
+  // A unit is gathered unless all of it lies on the device already.
+  bool is_gathered(const Unit& unit) const {
+    const GrainRange shard = shard_grains(unit, input_.world.size);
+    const GrainRange on_device = plan_.state.param.range(Tier::device);
+    const bool trainable_there = shard.empty() || shard.end <= on_device.end;
+    const bool frozen_there = unit.frozen.numel == 0 || plan_.frozen_tier == Tier::device;
+    return input_.world.size > 1 || !trainable_there || !frozen_there;
+  }
+
+  void measure_layers() {
+    ActivationLayout& activations = plan_.activations;
+    uint64_t widest = 0;
+    for (const auto& layer : input_.model.layers) {
+      PerUnit unit;
+      unit.footprint = layer->footprint(input_.ops, input_.micro_batch, input_.config.dtype);
+      unit.output_channels = layer->output_channels();
+      unit.output_offset = activations.boundary_bytes;
+      const uint64_t output_bytes =
+          align_up(static_cast<uint64_t>(input_.micro_batch.tokens() * unit.output_channels) *
+                   element_bytes_);
+      activations.boundary_bytes += output_bytes;
+      widest = std::max(widest, output_bytes);
+      activations.workspace_bytes =
+          std::max<uint64_t>(activations.workspace_bytes, unit.footprint.workspace_bytes);
+      activations.units.push_back(unit);
+    }
+    activations.output_grad_bytes = widest;
+  }
+
+  void set_budgets() {
+    const auto choose = [](uint64_t asked, uint64_t available) {
+      return asked == 0 ? available : asked;
+    };
+    budget(Tier::device) = choose(input_.config.device_memory, input_.machine.device_bytes);
+    budget(Tier::host) = choose(input_.config.host_memory, input_.machine.host_bytes);
+    budget(Tier::nvme) = input_.machine.disk_bytes;
+  }
+
+  void keep_saved_activations() {
+    auto& per_unit = plan_.activations.units;
+    for (size_t u = per_unit.size() - 1; u-- > 0;) {
+      per_unit[u].keeps_saved = true;
+      rebuild();
+      if (needed(Tier::device) <= budget(Tier::device)) continue;
+      per_unit[u].keeps_saved = false;
+      rebuild();
+      return;
+    }
+  }
+
+  // Everything that follows from which units keep their activations.
+  void rebuild() {
+    place_saved();
+    make_programs();
+    reserve();
+    count_traffic();
+    summarize();
+  }
+
+  // Kept units have a place each; the others, and the last, share one.
+  void place_saved() {
+    ActivationLayout& activations = plan_.activations;
+    uint64_t shared = 0;
+    for (const PerUnit& unit : activations.units) {
+      if (!unit.keeps_saved) {
+        shared = std::max<uint64_t>(shared, align_up(unit.footprint.saved_bytes));
+      }
+    }
+    activations.saved_bytes = shared;
+    for (PerUnit& unit : activations.units) {
+      unit.saved_offset = 0;
+      if (!unit.keeps_saved) continue;
+      unit.saved_offset = activations.saved_bytes;
+      activations.saved_bytes += align_up(unit.footprint.saved_bytes);
+    }
+  }
+
+  void make_programs() {
+    ProgramInput input{.layout = plan_.layout,
+                       .gathered = {},
+                       .keeps_saved = {},
+                       .micro_batches = static_cast<int>(input_.config.accumulation_steps),
+                       .training = true,
+                       .overlap = input_.config.overlap};
+    for (size_t u = 0; u < units().size(); ++u) {
+      input.gathered.push_back(is_gathered(units()[u]));
+      input.keeps_saved.push_back(plan_.activations.units[u].keeps_saved);
+    }
+    plan_.step = plain_program(input);
+    input.training = false;
+    input.micro_batches = 1;
+    plan_.evaluate = plain_program(input);
+  }
+
+  void add(Tier tier, StateKind kind, const char* name, uint64_t bytes) {
+    if (bytes == 0) return;
+    plan_.summary.reservations.push_back({tier, kind, name, bytes});
+  }
+
+  uint64_t window_bytes() const {
+    // Evaluation runs in the same window.
+    return static_cast<uint64_t>(
+               std::max(sum(plan_.step.window_numel), sum(plan_.evaluate.window_numel))) *
+           element_bytes_;
+  }
+
+  void reserve() {
+    PlanSummary& summary = plan_.summary;
+    const ActivationLayout& activations = plan_.activations;
+    const auto micro_batches = static_cast<uint64_t>(input_.config.accumulation_steps);
+    const uint64_t token_bytes =
+        micro_batches * static_cast<uint64_t>(input_.micro_batch.tokens()) * 2 * sizeof(int32_t);
+    const auto device_grains = static_cast<uint64_t>(plan_.state.grad.range(Tier::device).grains());
+    plan_.landing_bytes = landing_bytes();
+
+    summary.reservations = offload::reservations_for(plan_.state);
+    for (const Reservation& r : offload::reservations_for(plan_.staging)) {
+      summary.reservations.push_back(r);
+    }
+    const auto frozen_bytes =
+        static_cast<uint64_t>(plan_.layout.frozen_grains() * kGrainNumel) * element_bytes_;
+    add(plan_.frozen_tier, StateKind::param, reserved::kFrozen, frozen_bytes);
+    add(Tier::device, StateKind::param, reserved::kWindow, window_bytes());
+    add(Tier::device, StateKind::grad, reserved::kLocalGrads,
+        static_cast<uint64_t>(sum(plan_.step.grad_slot_numel)) * element_bytes_);
+    add(Tier::device, StateKind::activation, reserved::kBoundary, activations.boundary_bytes);
+    add(Tier::device, StateKind::activation, reserved::kOutputGrads,
+        2 * activations.output_grad_bytes);
+    add(Tier::device, StateKind::activation, reserved::kSaved, activations.saved_bytes);
+    add(Tier::device, StateKind::activation, reserved::kWorkspace, activations.workspace_bytes);
+    add(Tier::device, StateKind::other, reserved::kTokens, token_bytes);
+    add(Tier::device, StateKind::other, reserved::kLoss, micro_batches * sizeof(double));
+    add(Tier::device, StateKind::other, reserved::kDeviceGrainSums, device_grains * sizeof(double));
+    add(Tier::host, StateKind::other, reserved::kTokenStaging, token_bytes);
+    add(Tier::host, StateKind::other, reserved::kLossReadback, micro_batches * sizeof(double));
+    add(Tier::host, StateKind::grad, reserved::kLanding, 2 * plan_.landing_bytes);
+    add(Tier::host, StateKind::other, reserved::kGrainSums,
+        static_cast<uint64_t>(plan_.layout.trainable_grains()) * sizeof(double));
+    add(Tier::host, StateKind::other, reserved::kTransfer,
+        static_cast<uint64_t>(2 * plan_.transfer_grains *
+                              plan_.state.grain_bytes(StateKind::master)));
+    if (plan_.state.uses_nvme() && plan_.state.slots > 1) {
+      const offload::SlotLayout slots(plan_.state.sub_groups, plan_.state.slots);
+      const uint64_t journal = offload::SlotStore::journal_bytes(slots);
+      add(Tier::host, StateKind::other, reserved::kJournalRecord, journal / 2);
+      add(Tier::nvme, StateKind::other, reserved::kJournalFile, journal);
+    }
+    summary.needed_bytes = {};
+    for (const Reservation& r : summary.reservations) needed(r.tier) += r.bytes;
+  }
+
+  // The largest part of a unit's gradient that lands on the host.
+  uint64_t landing_bytes() const {
+    int64_t largest = 0;
+    const GrainRange host = plan_.state.grad.range(Tier::host);
+    for (const Unit& unit : units()) {
+      const GrainRange shard = shard_grains(unit, input_.world.size);
+      largest = std::max(largest, intersect(shard, host).numel());
+    }
+    return static_cast<uint64_t>(largest) * element_bytes_;
+  }
+
+  uint64_t host_param_bytes(const Unit& unit) const {
+    const GrainRange shard = shard_grains(unit, input_.world.size);
+    int64_t numel = intersect(shard, plan_.state.param.range(Tier::host)).numel();
+    if (plan_.frozen_tier == Tier::host) numel += unit.frozen.shard_numel(input_.world.size);
+    return static_cast<uint64_t>(numel) * element_bytes_;
+  }
+
+  uint64_t host_grad_bytes(const Unit& unit) const {
+    const GrainRange shard = shard_grains(unit, input_.world.size);
+    return static_cast<uint64_t>(intersect(shard, plan_.state.grad.range(Tier::host)).numel()) *
+           element_bytes_;
+  }
+
+  LinkBytes program_traffic(const Program& program, uint64_t micro_batches) const {
+    LinkBytes traffic = {};
+    uint64_t& h2d = traffic[static_cast<size_t>(Activity::h2d)];
+    uint64_t& d2h = traffic[static_cast<size_t>(Activity::d2h)];
+    h2d += micro_batches * static_cast<uint64_t>(input_.micro_batch.tokens()) * 2 * sizeof(int32_t);
+    d2h += micro_batches * sizeof(double);
+    for (const Action& action : program.actions) {
+      const Unit& unit = units()[static_cast<size_t>(action.unit)];
+      if (action.op == Action::Op::gather) h2d += host_param_bytes(unit);
+      if (action.op == Action::Op::reduce) d2h += host_grad_bytes(unit);
+    }
+    return traffic;
+  }
+
+  void count_traffic() {
+    PlanSummary& summary = plan_.summary;
+    summary.evaluate_traffic = program_traffic(plan_.evaluate, 1);
+    summary.step_traffic =
+        program_traffic(plan_.step, static_cast<uint64_t>(input_.config.accumulation_steps));
+    uint64_t& h2d = summary.step_traffic[static_cast<size_t>(Activity::h2d)];
+    uint64_t& d2h = summary.step_traffic[static_cast<size_t>(Activity::d2h)];
+    uint64_t& nvme_read = summary.step_traffic[static_cast<size_t>(Activity::nvme_read)];
+    uint64_t& nvme_write = summary.step_traffic[static_cast<size_t>(Activity::nvme_write)];
+    d2h += static_cast<uint64_t>(plan_.state.grad.range(Tier::device).grains()) * sizeof(double);
+    const offload::SlotLayout slots(plan_.state.sub_groups, plan_.state.slots);
+    for (const offload::SubGroup& group : plan_.state.sub_groups) {
+      const uint64_t extent = slots.extent(group.index, 0).bytes;
+      nvme_read += extent;
+      nvme_write += extent;
+      if (group.param_tier != group.update_tier()) {
+        h2d += static_cast<uint64_t>(group.grains.grains() *
+                                     plan_.state.grain_bytes(StateKind::param));
+      }
+    }
+    if (plan_.state.uses_nvme()) nvme_write += offload::SlotStore::journal_bytes(slots) / 2;
+  }
+
+  void summarize() {
+    PlanSummary& summary = plan_.summary;
+    summary.parameters = plan_.layout.parameter_count();
+    const auto grains = static_cast<uint64_t>(plan_.layout.trainable_grains());
+    summary.training_state_bytes = 0;
+    for (StateKind kind : {StateKind::param, StateKind::grad, StateKind::master, StateKind::exp_avg,
+                           StateKind::exp_avg_sq}) {
+      summary.training_state_bytes += grains * static_cast<uint64_t>(plan_.state.grain_bytes(kind));
+    }
+    summary.process_overhead_bytes = input_.machine.process_bytes + kGrowthBytes;
+    summary.sub_groups = static_cast<int64_t>(plan_.state.sub_groups.size());
+    summary.gather_window_units = static_cast<int64_t>(plan_.step.window_numel.size());
+    const auto& actions = plan_.step.actions;
+    summary.recomputed_units = std::count_if(actions.begin(), actions.end(), [](const Action& a) {
+      return a.recompute && a.micro_batch == 0;
+    });
+    summary.recovery = plan_.state.uses_nvme() && plan_.state.slots > 1 ? "step" : "none";
+  }
+
+  const PlanInput& input_;
+  const uint64_t element_bytes_;
+  Plan plan_;
+};
+
+}  // namespace
+
+Plan make_plan_unchecked(const PlanInput& input) { return Planner(input).make(); }
+
+Plan make_plan(const PlanInput& input) {
+  Plan plan = make_plan_unchecked(input);
+  for (Tier tier : kTiers) {
+    const auto i = static_cast<size_t>(tier);
+    if (plan.summary.needed_bytes[i] > plan.summary.budget_bytes[i]) {
+      throw out_of_budget(input, plan.summary, tier);
+    }
+  }
+  return plan;
+}
+
+}  // namespace strata::engine

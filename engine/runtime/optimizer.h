@@ -1,0 +1,35 @@
+// What an update means: the arithmetic that engine gives to offload's pipeline.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "engine/plan/planner.h"
+#include "kernels/ops/state_ops.h"
+#include "offload/optimizer_pipeline.h"
+
+namespace strata::engine {
+
+// AdamW over the segments of each sub-group, with one set of scalars a step.
+class Optimizer {
+ public:
+  // All must outlive the optimizer.
+  Optimizer(const Plan& plan, const Config& config, ops::StateOps& device_ops,
+            ops::StateOps& host_ops);
+
+  // Scalars of the step to come (counted from 1). `grad_scale` unscales, averages and clips.
+  void begin_step(int64_t step, double lr, double grad_scale);
+
+  // offload's UpdateFn: enqueues the update of one sub-group.
+  void update(const offload::UpdateSpans& spans, Queue& queue) const;
+
+ private:
+  const Plan& plan_;
+  const OptimizerConfig config_;
+  ops::StateOps& device_ops_;
+  ops::StateOps& host_ops_;
+  std::vector<std::vector<Segment>> segments_;  // by sub-group, relative to its start
+  ops::AdamWScalars scalars_;
+};
+
+}  // namespace strata::engine

@@ -1,0 +1,40 @@
+// The machine a run works with: its device and its I/O, as the configuration chooses them.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+
+#include "io/io_backend.h"
+#include "kernels/device/device.h"
+#include "kernels/device/host_device.h"
+#include "kernels/ops/layer_ops.h"
+#include "strata/config.h"
+#include "strata/log.h"
+#include "strata/traffic.h"
+
+namespace strata::engine {
+
+// What tests do to a run. Delays and recoverable faults may not change a bit.
+struct Disturbance {
+  uint64_t delay_seed = 0;          // random delays before every task of every queue
+  std::optional<io::FaultPlan> io;  // short transfers, delays, reordering on the disk
+  // Wraps the layers' mathematics, to plant an error in it.
+  std::function<std::unique_ptr<ops::LayerOps>(std::unique_ptr<ops::LayerOps>)> wrap_ops;
+};
+
+// Threads for `asked`, 0 meaning every core that this process may run on.
+int thread_count(int asked);
+
+HostDeviceOptions host_options(const Config& config, const Disturbance& disturbance);
+
+// Throws DeviceError for a device that is not there.
+std::unique_ptr<Device> make_device(const Config& config, const Disturbance& disturbance,
+                                    TrafficSink& traffic, LogSink& log);
+
+// Throws IoError for an I/O engine that is asked for and forbidden.
+std::unique_ptr<io::IoBackend> make_io_backend(const Config& config, const Disturbance& disturbance,
+                                               LogSink& log);
+
+}  // namespace strata::engine

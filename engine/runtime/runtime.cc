@@ -1,0 +1,332 @@
+#include "engine/runtime/runtime.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "engine/runtime/lr_schedule.h"
+#include "strata/clock.h"
+
+namespace strata::engine {
+namespace {
+
+constexpr size_t kTraceEvents = 1 << 20;
+constexpr size_t kPumpRequests = 256;
+
+double seconds(int64_t ns) { return static_cast<double>(ns) * 1e-9; }
+
+}  // namespace
+
+Runtime::Runtime(Model model, const Config& config, const World& world,
+                 const Engine::Options& options, const Disturbance& disturbance)
+    : model_(std::move(model)),
+      config_(config),
+      world_(world),
+      shape_{options.micro_batch.batch > 0 ? options.micro_batch.batch : config.micro_batch,
+             options.micro_batch.sequence},
+      log_(options.log != nullptr ? *options.log : silent_),
+      recorder_(options.keep_trace ? kTraceEvents : 0) {
+  const int compute_threads = thread_count(config_.compute_threads);
+  device_ = make_device(config_, disturbance, recorder_, log_);
+  compute_ = device_->create_queue({"compute", compute_threads});
+  copy_in_ = device_->create_queue({"copy in", 1});
+  copy_out_ = device_->create_queue({"copy out", 1});
+  host_ = make_host_queue({"host update", thread_count(config_.optimizer_threads)},
+                          host_options(config_, disturbance), recorder_);
+  layer_ops_ = ops::make_host_layer_ops(*compute_, compute_threads);
+  if (disturbance.wrap_ops) layer_ops_ = disturbance.wrap_ops(std::move(layer_ops_));
+  device_state_ops_ = ops::make_host_state_ops();
+  host_state_ops_ = ops::make_host_state_ops();
+
+  const std::string nvme_path = config_.nvme_paths.empty() ? "" : config_.nvme_paths.front();
+  plan_ = std::make_unique<Plan>(
+      make_plan({model_, config_, world_, shape_, *layer_ops_, MachineMemory::of_host(nvme_path)}));
+  tiers_ = std::make_unique<offload::TierManager>(*device_, plan_->summary);
+  frozen_ = tiers_->claim(reserved::kFrozen);
+  tokens_ = tiers_->claim(reserved::kTokens);
+  token_staging_ = tiers_->claim(reserved::kTokenStaging);
+  boundary_ = tiers_->claim(reserved::kBoundary);
+  output_grads_ = tiers_->claim(reserved::kOutputGrads);
+  saved_ = tiers_->claim(reserved::kSaved);
+  workspace_ = tiers_->claim(reserved::kWorkspace);
+  losses_ = tiers_->claim(reserved::kLoss);
+  loss_readback_ = tiers_->claim(reserved::kLossReadback);
+  if (plan_->state.uses_nvme()) make_store(disturbance);
+
+  state_ = std::make_unique<offload::TrainingState>(plan_->state, *tiers_, store_.get(),
+                                                    pump_.get(), *copy_in_);
+  access_ = std::make_unique<StateAccess>(*plan_, *state_, frozen_, *tiers_, *copy_in_);
+  window_ = std::make_unique<ParameterWindow>(*plan_, *state_, *tiers_, frozen_, *copy_in_);
+  lander_ = std::make_unique<GradientLander>(*plan_, *state_, *tiers_,
+                                             GradientLander::Queues{*compute_, *copy_out_, *host_},
+                                             *device_state_ops_, *host_state_ops_);
+  optimizer_ = std::make_unique<Optimizer>(*plan_, config_, *device_state_ops_, *host_state_ops_);
+  pipeline_ = std::make_unique<offload::OptimizerPipeline>(
+      offload::OptimizerPipeline::Parts{*state_, pump_.get(), *host_, *compute_, *copy_in_,
+                                        recorder_},
+      plan_->staging, *tiers_,
+      [this](const offload::UpdateSpans& spans, Queue& queue) { optimizer_->update(spans, queue); },
+      config_.overlap);
+  access_->initialize(config_.seed);
+}
+
+Runtime::~Runtime() = default;
+
+void Runtime::make_store(const Disturbance& disturbance) {
+  io::IoEngine::Options engine_options;
+  engine_options.block_bytes = config_.io_block_bytes;
+  pump_ = std::make_unique<offload::Pump>(
+      std::make_unique<io::IoEngine>(make_io_backend(config_, disturbance, log_), engine_options,
+                                     recorder_),
+      kPumpRequests);
+
+  const std::string& directory = config_.nvme_paths.front();
+  io::BlockFileOptions file_options;
+  file_options.direct = config_.io_direct == DirectChoice::required ? io::DirectMode::required
+                        : config_.io_direct == DirectChoice::off    ? io::DirectMode::off
+                                                                    : io::DirectMode::automatic;
+  offload::SlotLayout layout(plan_->state.sub_groups, plan_->state.slots);
+  offload::SlotStore::Files files{
+      io::BlockFile::create_scratch(directory, layout.file_bytes(), file_options, log_), {}};
+  tiers_->claim_disk(reserved::kStateFile, files.state.bytes());
+  if (const uint64_t journal_bytes = offload::SlotStore::journal_bytes(layout)) {
+    files.journal = io::BlockFile::create_scratch(directory, journal_bytes, file_options, log_);
+    tiers_->claim_disk(reserved::kJournalFile, journal_bytes);
+    journal_record_ = tiers_->claim(reserved::kJournalRecord);
+  }
+  store_ = std::make_unique<offload::SlotStore>(
+      std::move(layout), std::move(files), *pump_,
+      std::span<std::byte>(journal_record_.data(), journal_record_.bytes()));
+}
+
+void Runtime::check_batches(std::span<const Batch> batches, size_t expected) const {
+  if (batches.size() != expected) {
+    throw ConfigError(
+        fmt::format("a step takes {} micro-batches and was given {}", expected, batches.size()));
+  }
+  const auto tokens = static_cast<size_t>(shape_.tokens());
+  for (const Batch& batch : batches) {
+    if (batch.shape != shape_ || batch.tokens.size() != tokens || batch.targets.size() != tokens) {
+      throw ConfigError(fmt::format("a micro-batch is {} rows of {} tokens and as many targets",
+                                    shape_.batch, shape_.sequence));
+    }
+    const auto bad = [&](int32_t id, int32_t least) {
+      return id < least || id >= model_.vocab_size;
+    };
+    for (size_t i = 0; i < tokens; ++i) {
+      if (bad(batch.tokens[i], 0) || bad(batch.targets[i], -1)) {
+        throw ConfigError(fmt::format("token {} or target {} is outside the vocabulary of {}",
+                                      batch.tokens[i], batch.targets[i], model_.vocab_size));
+      }
+    }
+  }
+}
+
+void Runtime::upload_tokens(std::span<const Batch> batches) {
+  auto* staging = token_staging_.as<int32_t>();
+  for (const Batch& batch : batches) {
+    staging = std::copy(batch.tokens.begin(), batch.tokens.end(), staging);
+    staging = std::copy(batch.targets.begin(), batch.targets.end(), staging);
+  }
+  const auto bytes = static_cast<size_t>(staging - token_staging_.as<int32_t>()) * sizeof(int32_t);
+  copy_in_->copy(tokens_.data(), token_staging_.data(), bytes, CopyDirection::host_to_device,
+                 {StateKind::other, -1, "tokens"});
+  compute_->wait(copy_in_->record(), {StateKind::other, -1, "compute waits for tokens"});
+}
+
+TensorView Runtime::boundary(int unit) const {
+  const auto& layout = plan_->activations.units[static_cast<size_t>(unit)];
+  if (layout.output_channels == 0) return {};
+  return {boundary_.data() + layout.output_offset,
+          config_.dtype,
+          {shape_.tokens(), layout.output_channels}};
+}
+
+// Gradient of a unit's output: two buffers taken in turn down the units.
+TensorView Runtime::output_grad(int unit) const {
+  TensorView view = boundary(unit);
+  if (view) {
+    view.data = output_grads_.data() +
+                static_cast<uint64_t>(unit % 2) * plan_->activations.output_grad_bytes;
+  }
+  return view;
+}
+
+LayerContext Runtime::layer_context(const Action& action,
+                                    std::span<const TensorView> params) const {
+  const auto& layout = plan_->activations.units[static_cast<size_t>(action.unit)];
+  const Shape rows = {shape_.batch, shape_.sequence};
+  const auto token_bytes = static_cast<size_t>(shape_.tokens()) * sizeof(int32_t);
+  // Each micro-batch's tokens are followed by its targets.
+  std::byte* tokens = tokens_.data() + static_cast<size_t>(action.micro_batch) * 2 * token_bytes;
+  return {.ops = *layer_ops_,
+          .batch = shape_,
+          .tokens = {tokens, DType::int32, rows},
+          .targets = {tokens + token_bytes, DType::int32, rows},
+          .input = action.unit == 0 ? TensorView{} : boundary(action.unit - 1),
+          .params = params,
+          .saved = saved_.data() + layout.saved_offset,
+          .workspace = workspace_.data()};
+}
+
+void Runtime::forward(const Action& action, bool training) {
+  const auto params = window_->use(action.unit, *compute_);
+  const LayerForward context{layer_context(action, params), boundary(action.unit),
+                             losses_.as<double>() + action.micro_batch, training,
+                             /*loss_scale=*/1.0f};
+  model_.layers[static_cast<size_t>(action.unit)]->forward(context);
+  window_->release(action.unit, compute_->record());
+}
+
+void Runtime::backward(const Action& action) {
+  if (action.recompute) forward(action, /*training=*/true);
+  const auto grads = lander_->prepare(action.unit);
+  const auto params = window_->use(action.unit, *compute_);
+  const TensorView input_grad = action.unit == 0 ? TensorView{} : output_grad(action.unit - 1);
+  const LayerBackward context{layer_context(action, params), output_grad(action.unit), input_grad,
+                              grads};
+  model_.layers[static_cast<size_t>(action.unit)]->backward(context);
+  window_->release(action.unit, compute_->record());
+}
+
+void Runtime::execute(const Program& program, bool training) {
+  const int last_unit = static_cast<int>(model_.layers.size()) - 1;
+  const int last_micro_batch = static_cast<int>(config_.accumulation_steps) - 1;
+  for (const Action& action : program.actions) {
+    switch (action.op) {
+      case Action::Op::gather:
+        window_->gather(action.unit, action.slot);
+        break;
+      case Action::Op::forward:
+        forward(action, training);
+        if (action.unit == last_unit) mark(&Marks::forward_ns);
+        break;
+      case Action::Op::backward:
+        backward(action);
+        if (action.unit == 0) mark(&Marks::backward_ns);
+        break;
+      case Action::Op::reduce:
+        lander_->land(action.unit, action.micro_batch == 0, action.micro_batch == last_micro_batch);
+        break;
+    }
+    if (!config_.overlap) compute_->synchronize();
+  }
+}
+
+// Adds the time since the last mark, on the compute queue, to a phase.
+void Runtime::mark(int64_t Marks::*phase) {
+  compute_->run([this, phase] {
+    const int64_t now = now_ns();
+    marks_.*phase += now - marks_.last;
+    marks_.last = now;
+  });
+}
+
+double Runtime::read_losses(size_t count) {
+  copy_out_->wait(compute_->record(), {StateKind::other, -1, "loss waits for compute"});
+  copy_out_->copy(loss_readback_.data(), losses_.data(), count * sizeof(double),
+                  CopyDirection::device_to_host, {StateKind::other, -1, "loss"});
+  copy_out_->synchronize();
+  double sum = 0;
+  for (size_t i = 0; i < count; ++i) sum += loss_readback_.as<double>()[i];
+  return sum / static_cast<double>(count);
+}
+
+StepResult Runtime::train_step(std::span<const Batch> micro_batches) {
+  check_batches(micro_batches, static_cast<size_t>(config_.accumulation_steps));
+  StepResult result;
+  const int64_t begin = now_ns();
+  const LinkBytes moved_before = recorder_.link_bytes();
+  const StepResult::Exposed exposed_before = exposed();
+  marks_ = {};
+  marks_.last = begin;
+
+  upload_tokens(micro_batches);
+  execute(plan_->step, /*training=*/true);
+  result.loss = read_losses(micro_batches.size());
+  const double sum_of_squares = lander_->finish(recorder_);
+  const int64_t step_begin = now_ns();
+  update(result, sum_of_squares);
+
+  const int64_t end = now_ns();
+  result.tokens = shape_.tokens() * config_.accumulation_steps * world_.size;
+  result.seconds = seconds(end - begin);
+  result.phases = {seconds(marks_.forward_ns), seconds(marks_.backward_ns),
+                   seconds(end - step_begin)};
+  result.exposed = exposed();
+  result.exposed.gather -= exposed_before.gather;
+  result.exposed.grad_buffer -= exposed_before.grad_buffer;
+  result.exposed.landing -= exposed_before.landing;
+  result.exposed.nvme -= exposed_before.nvme;
+  result.moved = recorder_.link_bytes();
+  for (size_t link = 0; link < kLinkCount; ++link) result.moved[link] -= moved_before[link];
+  result.peak = tiers_->peak_bytes();
+  return result;
+}
+
+StepResult::Exposed Runtime::exposed() const {
+  return {seconds(recorder_.waited_ns(ParameterWindow::kWaitLabel)),
+          seconds(recorder_.waited_ns(GradientLander::kSlotWaitLabel)),
+          seconds(recorder_.waited_ns(GradientLander::kLandingWaitLabel)),
+          seconds(recorder_.waited_ns(offload::OptimizerPipeline::kWaitLabel))};
+}
+
+// Norm, clip factor, overflow decision; then every sub-group; then commit.
+void Runtime::update(StepResult& result, double sum_of_squares) {
+  // Local gradients are means over a rank's micro-batch; the step's is the mean over all of them.
+  const double mean_scale = 1.0 / static_cast<double>(config_.accumulation_steps * world_.size);
+  result.grad_norm = std::sqrt(sum_of_squares) * mean_scale;
+  result.step = step_ + 1;
+  result.lr = learning_rate(config_, step_ + 1);
+  result.skipped = !std::isfinite(sum_of_squares);
+  if (result.skipped) return;
+
+  double scale = mean_scale;
+  if (config_.gradient_clipping > 0) {
+    // torch.nn.utils.clip_grad_norm_'s factor.
+    scale *= std::min(1.0, config_.gradient_clipping / (result.grad_norm + 1e-6));
+  }
+  optimizer_->begin_step(step_ + 1, result.lr, scale);
+  for (const offload::SubGroup& group : plan_->state.sub_groups) pipeline_->submit(group.index);
+  pipeline_->drain();
+  if (store_ != nullptr) {
+    const int64_t payload = step_ + 1;
+    store_->commit(std::as_bytes(std::span(&payload, 1)));
+  }
+  ++step_;
+}
+
+double Runtime::evaluate(std::span<const Batch> micro_batches) {
+  check_batches(micro_batches, micro_batches.size());
+  double sum = 0;
+  int64_t counted = 0;
+  for (const Batch& batch : micro_batches) {
+    const auto targets = std::count_if(batch.targets.begin(), batch.targets.end(),
+                                       [](int32_t target) { return target >= 0; });
+    if (targets == 0) continue;
+    upload_tokens({&batch, 1});
+    execute(plan_->evaluate, /*training=*/false);
+    sum += read_losses(1) * static_cast<double>(targets);
+    counted += targets;
+  }
+  return counted == 0 ? 0.0 : sum / static_cast<double>(counted);
+}
+
+std::vector<std::string> Runtime::description() const {
+  std::vector<std::string> lines;
+  lines.push_back(fmt::format("device: {}, {} compute threads, optimizer on {} threads ({})",
+                              device_->description(), thread_count(config_.compute_threads),
+                              thread_count(config_.optimizer_threads), ops::active_isa()));
+  if (store_ != nullptr) {
+    lines.push_back(fmt::format("nvme: {} ({}, {}), {} sub-groups, {} slot{}", pump_->engine_name(),
+                                store_->file().direct() ? "O_DIRECT" : "buffered",
+                                config_.nvme_paths.front(), plan_->summary.sub_groups,
+                                plan_->state.slots, plan_->state.slots == 1 ? "" : "s"));
+  }
+  lines.push_back(fmt::format("recovery: {}", plan_->summary.recovery));
+  return lines;
+}
+
+}  // namespace strata::engine

@@ -1,0 +1,109 @@
+// One rank's run: owns every part and executes the plan's programs.
+//
+// The driver thread walks a program and enqueues; queues, the pump and the optimizer pipeline work
+// behind it; it waits at the end of a step. Members are destroyed in reverse order, so each may use
+// what is declared above it until its end.
+#pragma once
+
+#include <array>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/plan/planner.h"
+#include "engine/runtime/gradient_lander.h"
+#include "engine/runtime/optimizer.h"
+#include "engine/runtime/parameter_window.h"
+#include "engine/runtime/parts.h"
+#include "engine/runtime/state_access.h"
+#include "kernels/ops/layer_ops.h"
+#include "kernels/ops/state_ops.h"
+#include "offload/optimizer_pipeline.h"
+#include "offload/pump.h"
+#include "offload/recorder.h"
+#include "offload/slot_store.h"
+#include "offload/tier_manager.h"
+#include "offload/training_state.h"
+#include "strata/engine.h"
+
+namespace strata::engine {
+
+class Runtime {
+ public:
+  Runtime(Model model, const Config& config, const World& world, const Engine::Options& options,
+          const Disturbance& disturbance);
+  ~Runtime();
+
+  StepResult train_step(std::span<const Batch> micro_batches);
+  double evaluate(std::span<const Batch> micro_batches);
+
+  StateAccess& state() { return *access_; }
+  std::string digest() { return access_->digest(step_, /*loss_scale=*/1.0); }
+  int64_t step() const { return step_; }
+  const Plan& plan() const { return *plan_; }
+  const offload::Recorder& recorder() const { return recorder_; }
+  std::vector<std::string> description() const;
+
+ private:
+  // Moments of a step on the compute queue, in nanoseconds; written there.
+  struct Marks {
+    int64_t last = 0;
+    int64_t forward_ns = 0;
+    int64_t backward_ns = 0;
+  };
+
+  void check_batches(std::span<const Batch> batches, size_t expected) const;
+  void make_store(const Disturbance& disturbance);
+  void upload_tokens(std::span<const Batch> batches);
+  void execute(const Program& program, bool training);
+  void forward(const Action& action, bool training);
+  void backward(const Action& action);
+  LayerContext layer_context(const Action& action, std::span<const TensorView> params) const;
+  TensorView boundary(int unit) const;
+  TensorView output_grad(int unit) const;
+  double read_losses(size_t count);
+  void mark(int64_t Marks::*phase);
+  StepResult::Exposed exposed() const;  // since the start
+  void update(StepResult& result, double sum_of_squares);
+
+  const Model model_;
+  const Config config_;
+  const World world_;
+  const BatchShape shape_;
+  NullLogSink silent_;
+  LogSink& log_;
+
+  offload::Recorder recorder_;
+  std::unique_ptr<Device> device_;
+  std::unique_ptr<Queue> compute_;
+  std::unique_ptr<Queue> copy_in_;
+  std::unique_ptr<Queue> copy_out_;
+  std::unique_ptr<Queue> host_;  // updates and landings on the host
+  std::unique_ptr<ops::LayerOps> layer_ops_;
+  std::unique_ptr<ops::StateOps> device_state_ops_;
+  std::unique_ptr<ops::StateOps> host_state_ops_;
+  std::unique_ptr<Plan> plan_;
+  std::unique_ptr<offload::TierManager> tiers_;
+
+  offload::Arena frozen_;
+  offload::Arena tokens_, token_staging_;
+  offload::Arena boundary_, output_grads_, saved_, workspace_;
+  offload::Arena losses_, loss_readback_;
+  offload::Arena journal_record_;
+
+  std::unique_ptr<offload::Pump> pump_;
+  std::unique_ptr<offload::SlotStore> store_;
+  std::unique_ptr<offload::TrainingState> state_;
+  std::unique_ptr<StateAccess> access_;
+  std::unique_ptr<ParameterWindow> window_;
+  std::unique_ptr<GradientLander> lander_;
+  std::unique_ptr<Optimizer> optimizer_;
+  std::unique_ptr<offload::OptimizerPipeline> pipeline_;
+
+  int64_t step_ = 0;
+  Marks marks_;
+};
+
+}  // namespace strata::engine

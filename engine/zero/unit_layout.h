@@ -1,0 +1,91 @@
+// Where every parameter lies: units, flat buffers, shards and the trainable shard space.
+//
+// Pure arithmetic from a model and a world size. A unit (layer) has two flat buffers, trainable and
+// frozen; its parameters lie in them end to end, each at a multiple of kParamAlignNumel elements,
+// those with weight decay first. A flat buffer is zero-padded to a multiple of world * grain, and
+// each rank holds one contiguous 1/world of it: its shard. A rank's trainable shards, in unit
+// order, make up its trainable shard space; optimizer state and gradients are arrays over it.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "strata/grain.h"
+#include "strata/model.h"
+
+namespace strata::engine {
+
+inline constexpr int64_t kParamAlignNumel = 64;
+
+struct FlatParameter {
+  Parameter spec;
+  int64_t offset = 0;  // elements from the start of the flat buffer
+
+  int64_t numel() const { return spec.shape.numel(); }
+};
+
+struct FlatBuffer {
+  std::vector<FlatParameter> parameters;  // in the order they lie
+  int64_t decay_numel = 0;                // elements [0, decay_numel) are subject to weight decay
+  int64_t content_numel = 0;              // up to the last parameter's end
+  int64_t numel = 0;                      // with padding: a multiple of world * grain, or 0
+  int64_t first_grain = 0;                // of this rank's shard, in its shard space
+
+  int64_t shard_numel(int world_size) const { return numel / world_size; }
+};
+
+// A parameter as a layer sees it: which unit owns it, and where it lies there.
+struct ParameterRef {
+  int unit = 0;
+  bool trainable = true;
+  int index = 0;  // in the flat buffer's parameters
+};
+
+struct Unit {
+  std::string name;
+  FlatBuffer trainable;
+  FlatBuffer frozen;
+  // The layer's parameters as declared, then the shared ones it names.
+  std::vector<ParameterRef> parameters;
+  // Units that must be gathered for this one: itself, and the owners of what it shares.
+  std::vector<int> needs;
+
+  int64_t numel() const { return trainable.numel + frozen.numel; }
+};
+
+class ModelLayout {
+ public:
+  // Throws ConfigError for a duplicate or unknown parameter name.
+  ModelLayout(const Model& model, int world_size);
+
+  const std::vector<Unit>& units() const { return units_; }
+  const FlatParameter& parameter(const ParameterRef& ref) const;
+  // Throws ConfigError naming the parameter.
+  ParameterRef find(std::string_view name) const;
+
+  int64_t trainable_grains() const { return trainable_grains_; }  // of this rank's shard space
+  int64_t frozen_grains() const { return frozen_grains_; }
+  int64_t parameter_count() const { return parameter_count_; }
+  int world_size() const { return world_size_; }
+
+ private:
+  int world_size_;
+  std::vector<Unit> units_;
+  int64_t trainable_grains_ = 0;
+  int64_t frozen_grains_ = 0;
+  int64_t parameter_count_ = 0;
+};
+
+// A run of elements of the trainable shard space with one optimizer setting.
+struct Segment {
+  int64_t begin = 0;  // elements from the start of the shard space
+  int64_t end = 0;
+  bool weight_decay = false;
+};
+
+// Rank `rank`'s shard space as segments, in order, covering it without gaps.
+std::vector<Segment> segment_table(const ModelLayout& layout, int rank);
+
+}  // namespace strata::engine

@@ -1,0 +1,103 @@
+// What a run is asked to do: DeepSpeed's ds_config.json, and Strata's own keys under "strata".
+//
+// One option table (engine/config/option_table.h) makes the parser, its errors, --help and
+// docs/configuration.md. Values here are checked and complete: every "auto" resolved, every
+// default filled in, every cross-check done.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "strata/dtype.h"
+#include "strata/tier.h"
+
+namespace strata {
+
+// Parts of a state kind's grains that live in each tier; they add up to 1. In shard order the
+// device's part comes first, then the host's, then nvme's.
+struct TierFractions {
+  double device = 0;
+  double host = 0;
+  double nvme = 0;
+};
+
+struct OptimizerConfig {
+  double lr = 1e-3;
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double eps = 1e-8;
+  double weight_decay = 0.0;
+};
+
+// DeepSpeed's WarmupLR: from min_lr to max_lr over num_steps, then constant.
+struct WarmupConfig {
+  bool enabled = false;
+  double min_lr = 0.0;
+  double max_lr = 1e-3;
+  int64_t num_steps = 1000;
+  bool logarithmic = true;  // false: linear
+};
+
+enum class DeviceChoice : uint8_t { automatic, host, cuda };
+enum class IoChoice : uint8_t { automatic, io_uring, threads };
+enum class DirectChoice : uint8_t { automatic, required, off };
+// How often the activations inside a unit are computed a second time in backward.
+enum class RecomputeChoice : uint8_t {
+  automatic,  // keep as many units' activations as the device budget holds
+  always,     // every unit but the last
+};
+
+struct Config {
+  // Batch; world_size * micro_batch * accumulation_steps == train_batch.
+  int64_t train_batch = 1;
+  int64_t micro_batch = 1;
+  int64_t accumulation_steps = 1;
+
+  DType dtype = DType::fp32;     // of parameters, activations and local gradients: fp32 or bf16
+  double gradient_clipping = 0;  // 0: off
+  OptimizerConfig optimizer;
+  WarmupConfig warmup;
+
+  // ZeRO and placement.
+  int stage = 3;
+  int64_t sub_group_numel = 0;  // a multiple of the grain
+  TierFractions param;
+  std::array<TierFractions, kOptimizerKindCount> optimizer_state;  // in kOptimizerKinds' order
+  std::vector<std::string> nvme_paths;  // directories; empty when nothing lives on nvme
+
+  // Budgets in bytes; 0: as much as the plan needs and the machine has.
+  uint64_t device_memory = 0;
+  uint64_t host_memory = 0;
+
+  // How it runs. None of these changes the training state.
+  DeviceChoice device = DeviceChoice::automatic;
+  int compute_threads = 0;    // a rank's threads for matrix products; 0: all cores
+  int optimizer_threads = 0;  // a rank's threads for the update; 0: all cores
+  int staging_buffers = 3;    // sub-groups under way between nvme and the update
+  bool overlap = true;        // false: one thing at a time, for measuring and debugging
+  RecomputeChoice recompute = RecomputeChoice::automatic;
+  IoChoice io_engine = IoChoice::automatic;
+  DirectChoice io_direct = DirectChoice::automatic;
+  uint32_t io_block_bytes = 1 << 20;
+  uint32_t io_queue_depth = 32;
+  int io_threads = 8;  // workers of the thread engine
+  int slots = 1;       // places on disk a sub-group; 2: the step before survives on disk
+
+  uint64_t seed = 1;
+
+  // Keys of the input that have no effect here, for the start-up lines.
+  std::vector<std::string> no_effect_keys;
+
+  // Reads and checks a file or text for a world of `world_size` ranks. Throws ConfigError: one
+  // sentence that names the source, the key (or line and column) and what to change.
+  static Config from_file(const std::string& path, int world_size = 1);
+  static Config from_json(std::string_view text, const std::string& source, int world_size = 1);
+};
+
+// The option table as Markdown, for docs/configuration.md.
+std::string configuration_reference();
+
+}  // namespace strata

@@ -1,0 +1,102 @@
+// The engine: trains a model whose state lives where the configuration says.
+//
+//   auto config = strata::Config::from_file("ds_config.json");
+//   strata::Engine engine(strata::models::gpt2(gpt2_config), config,
+//                         strata::World::from_environment());
+//   for (...) strata::StepResult result = engine.train_step(micro_batches);
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "strata/batch.h"
+#include "strata/config.h"
+#include "strata/error.h"
+#include "strata/log.h"
+#include "strata/model.h"
+#include "strata/plan.h"
+#include "strata/world.h"
+
+namespace strata {
+
+// What one step did. Times in seconds on this rank.
+struct StepResult {
+  int64_t step = 0;      // counted from 1
+  double loss = 0;       // mean over the step's tokens
+  double grad_norm = 0;  // global, before clipping
+  double lr = 0;
+  double loss_scale = 1;
+  bool skipped = false;  // a gradient was not finite: the state is as before
+  int64_t tokens = 0;
+
+  double seconds = 0;
+  struct Phases {
+    double forward = 0, backward = 0, step = 0;
+  } phases;
+  // What stood still, and for how long: compute waiting for gathered parameters, compute waiting
+  // for a gradient buffer, the step waiting for landing gradients, the update waiting for nvme.
+  struct Exposed {
+    double gather = 0, grad_buffer = 0, landing = 0, nvme = 0;
+  } exposed;
+  LinkBytes moved = {};                        // by Activity: nvme_read, nvme_write, h2d, d2h
+  std::array<uint64_t, kTierCount> peak = {};  // bytes, by Tier, since the start
+};
+
+namespace engine {
+class Runtime;
+}  // namespace engine
+
+// One training run of one rank. Not thread-safe: one driver thread calls it.
+class Engine {
+ public:
+  struct Options {
+    BatchShape micro_batch;   // shape of every micro-batch; batch 0: Config::micro_batch rows
+    bool keep_trace = false;  // false: events are counted but not kept
+    LogSink* log = nullptr;   // null: silent. Must outlive the engine
+  };
+
+  // Plans, allocates, and writes the initial state. Throws ConfigError, OutOfBudget, IoError or
+  // DeviceError before any training state of an earlier run is touched.
+  Engine(Model model, const Config& config, const World& world, const Options& options);
+  ~Engine();
+  Engine(Engine&&) noexcept;
+  Engine& operator=(Engine&&) noexcept;
+
+  // One optimizer step over Config::accumulation_steps micro-batches. Throws where anything
+  // behind it failed; the engine is then unusable.
+  StepResult train_step(std::span<const Batch> micro_batches);
+
+  // Mean loss over the batches' tokens; changes nothing.
+  double evaluate(std::span<const Batch> micro_batches);
+
+  // Hash of the training state (master, moments, parameters, loss scale, step) in logical order:
+  // independent of placement, stage and world size. 32 hexadecimal digits.
+  std::string digest();
+
+  // Copies one parameter's state, as fp32, whatever tier holds it. `kind` is param, master,
+  // exp_avg, exp_avg_sq, or grad (as accumulated in the last step, before scaling). Throws
+  // ConfigError for a name the model lacks, or a kind that this parameter does not have.
+  std::vector<float> read_parameter(std::string_view name, StateKind kind);
+  // Sets a parameter: master and 16-bit copy from `values`, moments to zero.
+  void write_parameter(std::string_view name, std::span<const float> values);
+
+  int64_t step() const;
+  const PlanSummary& plan() const;
+  // One line each: device, I/O engine in force, recovery mode, placement.
+  std::vector<std::string> description() const;
+  // The trace as kept so far, in the Chrome format that Perfetto opens. Throws IoError.
+  void write_trace(const std::string& path) const;
+
+ private:
+  friend struct EngineTestAccess;
+  explicit Engine(std::unique_ptr<engine::Runtime> runtime);
+
+  std::unique_ptr<engine::Runtime> runtime_;
+};
+
+}  // namespace strata

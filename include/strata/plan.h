@@ -1,0 +1,48 @@
+// The plan: every byte a run will hold and move, known before any of it is allocated.
+//
+// Computed from configuration, model and world; consumed by allocation (a TierManager hands out
+// exactly the plan's reservations) and printed by the tools, so plan and run cannot disagree.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "strata/tier.h"
+#include "strata/traffic.h"
+
+namespace strata {
+
+// A block of memory or disk that the run claims at start, once, under this name.
+struct Reservation {
+  Tier tier = Tier::host;
+  StateKind kind = StateKind::other;
+  std::string name;
+  uint64_t bytes = 0;
+};
+
+using LinkBytes = std::array<uint64_t, kLinkCount>;  // by Activity: nvme_read .. d2h
+
+struct PlanSummary {
+  int64_t parameters = 0;             // trainable and frozen, without padding
+  uint64_t training_state_bytes = 0;  // parameters, gradients, master and moments of this rank
+  std::vector<Reservation> reservations;
+  std::array<uint64_t, kTierCount> needed_bytes = {};  // sums of reservations
+  std::array<uint64_t, kTierCount> budget_bytes = {};  // what the tier may hold
+  // Resident memory of the process beyond the reservations: code, libraries, stacks.
+  uint64_t process_overhead_bytes = 0;
+
+  LinkBytes step_traffic = {};      // bytes one train_step moves
+  LinkBytes evaluate_traffic = {};  // bytes one evaluated micro-batch moves
+
+  int64_t sub_groups = 0;
+  int64_t gather_window_units = 0;  // unit buffers for gathered parameters; 0: all stay on device
+  int64_t recomputed_units = 0;     // units whose forward runs again in backward
+  std::string recovery;             // "none" or "step"
+};
+
+// A table for people.
+std::string to_string(const PlanSummary& plan);
+
+}  // namespace strata

@@ -1,0 +1,18 @@
+// Blocks of the machine's memory straight from the kernel.
+#pragma once
+
+#include <cstddef>
+
+namespace strata {
+
+inline constexpr size_t kPageBytes = 4096;
+inline constexpr size_t kHugePageBytes = size_t{2} << 20;
+
+// Zero-filled and resident memory aligned to kPageBytes; from kHugePageBytes on aligned to that, on
+// huge pages where the kernel has them. Throws DeviceError when the machine has no more.
+void* map_resident(size_t bytes);
+
+// Gives back what map_resident(bytes) returned: touching it afterwards faults.
+void unmap_resident(void* data, size_t bytes) noexcept;
+
+}  // namespace strata

@@ -1,0 +1,184 @@
+#include "kernels/device/host_queue.h"
+
+#include <pthread.h>
+
+#include <chrono>
+#include <cstring>
+#include <string>
+
+#include "kernels/device/copy_link.h"
+#include "kernels/device/host_memory.h"
+#include "kernels/device/thread_team.h"
+#include "strata/clock.h"
+
+namespace strata {
+namespace {
+
+// One core is through with less than this about as fast as a team that has to be woken first.
+constexpr size_t kTeamBytes = size_t{256} << 10;
+
+template <typename Body>
+void for_bytes(size_t bytes, const Body& body) {
+  if (bytes < kTeamBytes) {
+    body(0, bytes);
+  } else {
+    parallel_for(bytes, kPageBytes, body);
+  }
+}
+
+void copy_bytes(void* dst, const void* src, size_t bytes) {
+  auto* to = static_cast<std::byte*>(dst);
+  const auto* from = static_cast<const std::byte*>(src);
+  for_bytes(bytes, [=](int64_t begin, int64_t end) {
+    std::memcpy(to + begin, from + begin, end - begin);
+  });
+}
+
+void zero_bytes(void* dst, size_t bytes) {
+  auto* to = static_cast<std::byte*>(dst);
+  for_bytes(bytes, [=](int64_t begin, int64_t end) { std::memset(to + begin, 0, end - begin); });
+}
+
+void name_this_thread(const char* name) {
+  constexpr size_t kMaxLength = 15;  // the kernel's
+  pthread_setname_np(pthread_self(), std::string(name).substr(0, kMaxLength).c_str());
+}
+
+}  // namespace
+
+HostQueue::HostQueue(const QueueOptions& options, const QueueDelay& delay, TrafficSink& traffic)
+    : name_(options.name),
+      traffic_(traffic),
+      max_delay_us_(delay.max_us),
+      delay_random_(delay.seed),
+      ring_(std::make_unique<HostTask[]>(kQueueDepth)) {
+  std::promise<void> started;
+  std::future<void> running = started.get_future();
+  worker_ = std::thread(&HostQueue::start, this, options.threads, std::move(started));
+  try {
+    running.get();
+  } catch (...) {
+    worker_.join();
+    throw;
+  }
+}
+
+HostQueue::~HostQueue() {
+  {
+    const std::lock_guard lock(mutex_);
+    closing_ = true;
+  }
+  work_arrived_.notify_one();
+  worker_.join();
+}
+
+void HostQueue::run(HostTask task) {
+  {
+    std::unique_lock lock(mutex_);
+    point_passed_.wait(lock, [this] { return enqueued_ - done_ < kQueueDepth; });
+    ring_[enqueued_ % kQueueDepth] = std::move(task);
+    ++enqueued_;
+  }
+  work_arrived_.notify_one();
+}
+
+void HostQueue::wait(const Event& event, const TrafficTag& tag) {
+  if (event.queue() == nullptr || event.queue() == this) return;
+  run([this, event, tag] { wait_and_report(event, tag); });
+}
+
+void HostQueue::copy(void* dst, const void* src, size_t bytes, CopyDirection direction,
+                     const TrafficTag& tag) {
+  if (bytes == 0) return;
+  const std::optional<Activity> link = link_of(direction);
+  if (!link) {
+    run([=] { copy_bytes(dst, src, bytes); });
+    return;
+  }
+  run([=, this, activity = *link] {
+    const int64_t begin_ns = now_ns();
+    copy_bytes(dst, src, bytes);
+    traffic_.record({activity, tag, name_, bytes, begin_ns, now_ns()});
+  });
+}
+
+void HostQueue::fill_zero(void* dst, size_t bytes) {
+  run([=] { zero_bytes(dst, bytes); });
+}
+
+uint64_t HostQueue::record_point() {
+  const std::lock_guard lock(mutex_);
+  return enqueued_;
+}
+
+bool HostQueue::point_reached(uint64_t point) const {
+  {
+    const std::lock_guard lock(mutex_);
+    if (done_ < point) return false;
+  }
+  fault_.throw_if_behind(point);
+  return true;
+}
+
+void HostQueue::wait_for_point(uint64_t point) const {
+  {
+    std::unique_lock lock(mutex_);
+    point_passed_.wait(lock, [&] { return done_ >= point; });
+  }
+  fault_.throw_if_behind(point);
+}
+
+// The worker's first function.
+void HostQueue::start(int threads, std::promise<void> started) {
+  name_this_thread(name_);
+  try {
+    const TeamScope team(threads);
+    started.set_value();
+    work();
+  } catch (...) {
+    started.set_exception(std::current_exception());
+  }
+}
+
+void HostQueue::work() {
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    work_arrived_.wait(lock, [this] { return done_ < enqueued_ || closing_; });
+    if (done_ == enqueued_) return;  // closing, and nothing is left
+    const uint64_t point = done_ + 1;
+    HostTask& task = ring_[done_ % kQueueDepth];
+    lock.unlock();
+    execute(task, point);
+    lock.lock();
+    done_ = point;
+    point_passed_.notify_all();
+  }
+}
+
+void HostQueue::execute(HostTask& task, uint64_t point) noexcept {
+  sleep_at_random();
+  if (!fault_.happened()) {
+    try {
+      task();
+    } catch (...) {
+      fault_.set(point, std::current_exception());
+    }
+  }
+  // Before the point passes: what the closure holds must not outlive it.
+  task.reset();
+}
+
+void HostQueue::sleep_at_random() {
+  if (max_delay_us_ == 0) return;
+  std::uniform_int_distribution<int> delay_us(0, max_delay_us_ - 1);
+  std::this_thread::sleep_for(std::chrono::microseconds(delay_us(delay_random_)));
+}
+
+void HostQueue::wait_and_report(const Event& event, const TrafficTag& tag) {
+  if (event.reached()) return;
+  const int64_t begin_ns = now_ns();
+  event.wait();
+  traffic_.record({Activity::wait, tag, name_, 0, begin_ns, now_ns()});
+}
+
+}  // namespace strata

@@ -1,0 +1,126 @@
+// Landing gradients, with the sum of squares of each grain.
+//
+// The sum has 16 lanes: lane j adds the squares of elements j, j + 16, j + 32, ... of the grain in
+// that order, and a tree of halves adds the lanes. Sixteen is what every vector length here
+// divides. A square of an fp32 is exact in double, so fused and separate additions agree.
+#include "kernels/ops/cpu/isa.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/ops/cpu/optimizer_gradient.cc"
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+#include "kernels/ops/cpu/optimizer_elements-inl.h"
+#include "kernels/ops/optimizer_ops.h"
+#include "strata/grain.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace strata::ops::HWY_NAMESPACE {
+
+using F64 = hn::ScalableTag<double>;
+using F32Half = hn::Rebind<float, F64>;  // as many fp32 lanes as a vector has doubles
+constexpr int64_t kSumLanes = 16;
+constexpr int64_t kStep = hn::MaxLanes(F64());
+constexpr int64_t kSums = kSumLanes / kStep;
+static_assert(kSumLanes % kStep == 0 && kGrainNumel % kSumLanes == 0);
+
+double fold(double (&lanes)[kSumLanes]) {
+  for (int64_t half = kSumLanes / 2; half > 0; half /= 2) {
+    for (int64_t j = 0; j < half; ++j) lanes[j] += lanes[j + half];
+  }
+  return std::isnan(lanes[0]) ? std::numeric_limits<double>::quiet_NaN() : lanes[0];
+}
+
+enum class Landing { copy, widen, add };
+
+// Lands one vector and returns what dst now holds.
+template <class Src, Landing kLanding>
+HWY_INLINE hn::Vec<F32Half> land_vector(const typename Src::Stored* src, void* dst, int64_t i) {
+  using Stored = typename Src::Stored;
+  const F32Half d;
+  const hn::Rebind<Stored, F32Half> d_stored;
+  const auto bits = hn::LoadU(d_stored, src + i);
+  auto x = Src::decode(d, bits);
+  if constexpr (kLanding == Landing::copy) {
+    hn::StoreU(bits, d_stored, static_cast<Stored*>(dst) + i);
+  } else {
+    float* to = static_cast<float*>(dst) + i;
+    if constexpr (kLanding == Landing::add) x = one_nan(d, hn::Add(hn::LoadU(d, to), x));
+    hn::StoreU(x, d, to);
+  }
+  return x;
+}
+
+template <class Src, Landing kLanding>
+double land_grain(const typename Src::Stored* src, void* dst) {
+  const F64 d;
+  hn::Vec<F64> sums[kSums];
+  for (auto& sum : sums) sum = hn::Zero(d);
+  for (int64_t i = 0; i < kGrainNumel; i += kSumLanes) {
+    for (int64_t k = 0; k < kSums; ++k) {
+      const auto x = hn::PromoteTo(d, land_vector<Src, kLanding>(src, dst, i + k * kStep));
+      sums[k] = hn::MulAdd(x, x, sums[k]);
+    }
+  }
+  HWY_ALIGN double lanes[kSumLanes];
+  for (int64_t k = 0; k < kSums; ++k) hn::Store(sums[k], d, lanes + k * kStep);
+  return fold(lanes);
+}
+
+template <class Src, Landing kLanding>
+void land_range(const LandGradientSpans& spans, int64_t begin, int64_t end) {
+  using Dst = std::conditional_t<kLanding == Landing::copy, typename Src::Stored, float>;
+  const auto* src = static_cast<const typename Src::Stored*>(spans.src);
+  auto* dst = static_cast<Dst*>(spans.dst);
+  for (int64_t at = begin; at < end; at += kGrainNumel) {
+    const double sum = land_grain<Src, kLanding>(src + at, dst + at);
+    if (spans.grain_sum_of_squares != nullptr) spans.grain_sum_of_squares[at / kGrainNumel] = sum;
+  }
+}
+
+template <class Src>
+void land_from(const LandGradientSpans& spans, int64_t begin, int64_t end) {
+  if (spans.add) return land_range<Src, Landing::add>(spans, begin, end);
+  if (spans.src_dtype == spans.dst_dtype) return land_range<Src, Landing::copy>(spans, begin, end);
+  land_range<Src, Landing::widen>(spans, begin, end);
+}
+
+void land(const LandGradientSpans& spans, int64_t begin, int64_t end) {
+  switch (spans.src_dtype) {
+    case DType::fp32:
+      return land_from<Fp32>(spans, begin, end);
+    case DType::bf16:
+      return land_from<Bf16>(spans, begin, end);
+    case DType::fp16:
+      return land_from<Fp16>(spans, begin, end);
+    case DType::int32:
+      break;
+  }
+}
+
+}  // namespace strata::ops::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+#include "kernels/ops/cpu/optimizer_range.h"
+
+namespace strata::ops {
+namespace {
+HWY_EXPORT(land);
+}  // namespace
+
+void land_gradient(const LandGradientSpans& spans) {
+  require(is_float(spans.src_dtype) && spans.numel >= 0 && spans.numel % kGrainNumel == 0,
+          "land_gradient: gradients are fp32, bf16 or fp16, in whole grains");
+  require(spans.dst_dtype == DType::fp32 || (spans.dst_dtype == spans.src_dtype && !spans.add),
+          "land_gradient: the destination is fp32, or the source's dtype when not adding");
+  const auto kernel = in_force(HWY_DISPATCH_TABLE(land));
+  for_grains(spans.numel, [&](int64_t begin, int64_t end) { kernel(spans, begin, end); });
+}
+
+}  // namespace strata::ops
+#endif  // HWY_ONCE

@@ -1,0 +1,25 @@
+// Arithmetic on training state as work on a queue, an interface every kind of device implements
+// with the same bits.
+#pragma once
+
+#include <memory>
+
+#include "kernels/device/device.h"
+#include "kernels/ops/optimizer_ops.h"
+
+namespace strata::ops {
+
+// Calls enqueue on `queue` and return; spans lie in memory of the queue's device and stay until
+// the work is done. Thread-safe as far as the queue is.
+class StateOps {
+ public:
+  virtual ~StateOps() = default;
+
+  virtual void adamw_update(Queue& queue, const AdamWScalars& scalars, const AdamWSpans& spans) = 0;
+  virtual void land_gradient(Queue& queue, const LandGradientSpans& spans) = 0;
+};
+
+// For host queues, and queues of the host device.
+std::unique_ptr<StateOps> make_host_state_ops();
+
+}  // namespace strata::ops

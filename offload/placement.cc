@@ -1,0 +1,61 @@
+#include "offload/placement.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace strata::offload {
+
+Placement::Placement(const TierFractions& fractions, int64_t grains) {
+  const auto grains_of = [grains](double fraction) {
+    return std::clamp<int64_t>(std::llround(fraction * static_cast<double>(grains)), 0, grains);
+  };
+  end_[0] = grains_of(fractions.device);
+  end_[1] =
+      std::max(end_[0], fractions.nvme > 0 ? grains_of(fractions.device + fractions.host) : grains);
+  end_[2] = grains;
+  if (fractions.host == 0 && fractions.nvme == 0) end_[0] = end_[1] = grains;
+}
+
+GrainRange Placement::range(Tier tier) const {
+  const auto i = static_cast<size_t>(tier);
+  return {i == 0 ? 0 : end_[i - 1], end_[i]};
+}
+
+Tier Placement::tier_of(int64_t grain) const {
+  if (grain < end_[0]) return Tier::device;
+  return grain < end_[1] ? Tier::host : Tier::nvme;
+}
+
+int SubGroup::nvme_kinds() const {
+  return static_cast<int>(std::count(state_tier.begin(), state_tier.end(), Tier::nvme));
+}
+
+std::vector<SubGroup> cut_sub_groups(
+    int64_t sub_group_grains, const Placement& param,
+    std::span<const Placement, kOptimizerKindCount> optimizer_state) {
+  const int64_t grains = param.grains();
+  std::vector<int64_t> cuts = {0, grains};
+  for (int64_t cut : param.cuts()) cuts.push_back(cut);
+  for (const Placement& placement : optimizer_state) {
+    for (int64_t cut : placement.cuts()) cuts.push_back(cut);
+  }
+  std::sort(cuts.begin(), cuts.end());
+  cuts.erase(std::unique(cuts.begin(), cuts.end()), cuts.end());
+
+  std::vector<SubGroup> groups;
+  for (size_t i = 0; i + 1 < cuts.size(); ++i) {
+    for (int64_t begin = cuts[i]; begin < cuts[i + 1]; begin += sub_group_grains) {
+      SubGroup group;
+      group.index = static_cast<int32_t>(groups.size());
+      group.grains = {begin, std::min(begin + sub_group_grains, cuts[i + 1])};
+      group.param_tier = param.tier_of(begin);
+      for (size_t kind = 0; kind < kOptimizerKindCount; ++kind) {
+        group.state_tier[kind] = optimizer_state[kind].tier_of(begin);
+      }
+      groups.push_back(group);
+    }
+  }
+  return groups;
+}
+
+}  // namespace strata::offload

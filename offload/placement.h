@@ -1,0 +1,51 @@
+// Which grains of a state kind live in which tier, and how the shard space is cut into sub-groups.
+// Pure arithmetic on grain indices.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "strata/config.h"
+#include "strata/grain.h"
+#include "strata/tier.h"
+
+namespace strata::offload {
+
+// Three runs of grains, in shard order: the device's, the host's, nvme's. Any may be empty.
+class Placement {
+ public:
+  Placement() = default;
+  // Fractions rounded to the nearest grain.
+  Placement(const TierFractions& fractions, int64_t grains);
+
+  int64_t grains() const { return end_[2]; }
+  GrainRange range(Tier tier) const;
+  Tier tier_of(int64_t grain) const;
+  // Inner boundaries, for cutting sub-groups.
+  std::array<int64_t, 2> cuts() const { return {end_[0], end_[1]}; }
+
+ private:
+  std::array<int64_t, kTierCount> end_ = {};  // end of each tier's run
+};
+
+// A contiguous run of grains that the optimizer updates at a time, in which every state kind lies
+// in one tier.
+struct SubGroup {
+  int32_t index = 0;
+  GrainRange grains;
+  std::array<Tier, kOptimizerKindCount> state_tier = {};  // in kOptimizerKinds' order
+  Tier param_tier = Tier::device;
+
+  // The update runs where the state lives: on the device, or on the host for host and nvme.
+  Tier update_tier() const { return state_tier[0] == Tier::device ? Tier::device : Tier::host; }
+  int nvme_kinds() const;
+};
+
+// Cuts [0, grains) at every boundary of a placement and at most every `sub_group_grains` grains.
+std::vector<SubGroup> cut_sub_groups(
+    int64_t sub_group_grains, const Placement& param,
+    std::span<const Placement, kOptimizerKindCount> optimizer_state);
+
+}  // namespace strata::offload

@@ -1,0 +1,173 @@
+#include "offload/pump.h"
+
+#include <array>
+#include <chrono>
+#include <utility>
+
+namespace strata::offload {
+
+struct Ticket::Node {
+  Pump* pump = nullptr;
+  io::IoRequest request;
+  Continuation continuation;
+  std::exception_ptr failure;  // written before `done`
+  std::atomic<bool> done = false;
+  std::atomic<int> holders = 0;  // the pump, and the ticket if there is one
+  Node* next = nullptr;          // in the free list or the submission stack
+};
+
+Ticket::Ticket(Ticket&& other) noexcept : node_(std::exchange(other.node_, nullptr)) {}
+
+Ticket& Ticket::operator=(Ticket&& other) noexcept {
+  if (this != &other) {
+    release();
+    node_ = std::exchange(other.node_, nullptr);
+  }
+  return *this;
+}
+
+Ticket::~Ticket() { release(); }
+
+void Ticket::release() noexcept {
+  if (Node* node = std::exchange(node_, nullptr)) node->pump->recycle(node);
+}
+
+bool Ticket::done() const {
+  return node_ == nullptr || node_->done.load(std::memory_order_acquire);
+}
+
+void Ticket::wait() {
+  if (node_ == nullptr) return;
+  node_->done.wait(false, std::memory_order_acquire);
+  if (node_->failure != nullptr) std::rethrow_exception(node_->failure);
+}
+
+Pump::Pump(std::unique_ptr<io::IoEngine> engine, size_t capacity)
+    : engine_(std::move(engine)), engine_name_(engine_->name()) {
+  nodes_.reserve(capacity);
+  for (size_t i = 0; i < capacity; ++i) {
+    nodes_.push_back(std::make_unique<Node>());
+    nodes_.back()->pump = this;
+    nodes_.back()->next = std::exchange(free_, nodes_.back().get());
+  }
+  thread_ = std::thread([this] { run(); });
+}
+
+Pump::~Pump() {
+  stopping_.store(true, std::memory_order_release);
+  engine_->wake();
+  thread_.join();
+}
+
+Ticket Pump::submit(const IoCommand& command) {
+  Node* node = prepare(command, {}, /*holders=*/2);
+  push(node);
+  return Ticket(node);
+}
+
+void Pump::submit(const IoCommand& command, Continuation continuation) {
+  push(prepare(command, continuation, /*holders=*/1));
+}
+
+Pump::Node* Pump::prepare(const IoCommand& command, Continuation continuation, int holders) {
+  Node* node = acquire();
+  node->request = io::IoRequest{};
+  node->request.op = command.op;
+  node->request.file = command.file;
+  node->request.offset = command.offset;
+  node->request.data = command.data;
+  node->request.bytes = command.bytes;
+  node->request.tag = command.tag;
+  node->request.user = node;
+  node->continuation = continuation;
+  node->failure = nullptr;
+  node->done.store(false, std::memory_order_relaxed);
+  node->holders.store(holders, std::memory_order_relaxed);
+  return node;
+}
+
+void Pump::quiesce() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return under_way_ == 0; });
+}
+
+Pump::Node* Pump::acquire() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return free_ != nullptr; });
+  Node* node = free_;
+  free_ = node->next;
+  ++under_way_;
+  return node;
+}
+
+void Pump::recycle(Node* node) noexcept {
+  if (node->holders.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
+  const std::lock_guard lock(mutex_);
+  node->next = std::exchange(free_, node);
+  changed_.notify_all();
+}
+
+void Pump::push(Node* node) {
+  Node* head = submitted_.load(std::memory_order_relaxed);
+  do {
+    node->next = head;
+  } while (!submitted_.compare_exchange_weak(head, node, std::memory_order_release,
+                                             std::memory_order_relaxed));
+  // Whoever finds the stack not empty knows that the pump has been woken for it already.
+  if (head == nullptr) engine_->wake();
+}
+
+void Pump::take_submissions() {
+  Node* stack = submitted_.exchange(nullptr, std::memory_order_acquire);
+  Node* in_order = nullptr;
+  while (stack != nullptr) {
+    Node* next = stack->next;
+    stack->next = std::exchange(in_order, stack);
+    stack = next;
+  }
+  while (in_order != nullptr) {
+    Node* node = std::exchange(in_order, in_order->next);
+    try {
+      engine_->submit(node->request);
+    } catch (...) {
+      node->failure = std::current_exception();
+      complete(node);
+    }
+  }
+}
+
+void Pump::complete(Node* node) noexcept {
+  const Continuation continuation = node->continuation;
+  const std::exception_ptr failure = node->failure;
+  node->done.store(true, std::memory_order_release);
+  node->done.notify_all();
+  if (continuation.run != nullptr) continuation.run(continuation.context, failure);
+  recycle(node);
+  const std::lock_guard lock(mutex_);
+  if (--under_way_ == 0) changed_.notify_all();
+}
+
+void Pump::run() {
+  std::array<io::IoRequest*, 64> finished;
+  while (true) {
+    take_submissions();
+    const bool stop = stopping_.load(std::memory_order_acquire) &&
+                      submitted_.load(std::memory_order_acquire) == nullptr &&
+                      engine_->in_flight() == 0;
+    if (stop) return;
+    const size_t count = engine_->reap(finished, std::chrono::milliseconds(-1));
+    for (size_t i = 0; i < count; ++i) {
+      Node* node = static_cast<Node*>(finished[i]->user);
+      if (!finished[i]->ok()) {
+        try {
+          finished[i]->throw_if_failed();
+        } catch (...) {
+          node->failure = std::current_exception();
+        }
+      }
+      complete(node);
+    }
+  }
+}
+
+}  // namespace strata::offload

@@ -1,0 +1,150 @@
+// P5: one byte too little is refused at start, with what is needed, what there is, and which
+// setting would free how much; exactly enough trains; and the process stays within its budgets.
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <string>
+
+#include "tests/engine/tiny_run.h"
+
+namespace strata {
+namespace {
+
+using testing_support::run_tiny;
+using testing_support::TemporaryDirectory;
+using testing_support::tiny_config;
+using testing_support::tiny_gpt2;
+
+class BudgetTest : public testing::Test {
+ protected:
+  BudgetTest() {
+    config_ = tiny_config();
+    config_.nvme_paths = {directory_.path()};
+    config_.optimizer_state.fill({0.1, 0.3, 0.6});
+    config_.sub_group_numel = 4 * kGrainNumel;
+    config_.recompute = RecomputeChoice::always;
+  }
+  Engine make(const Config& config) const {
+    Engine::Options options;
+    options.micro_batch = {config.micro_batch, tiny_gpt2().n_positions};
+    return EngineTestAccess::make(models::gpt2(tiny_gpt2()), config, options, {});
+  }
+  uint64_t needed(const Config& config, Tier tier) const {
+    return make(config).plan().needed_bytes[static_cast<size_t>(tier)];
+  }
+  TemporaryDirectory directory_;
+  Config config_;
+};
+
+TEST_F(BudgetTest, ExactlyEnoughTrainsToTheSameBits) {
+  const std::string digest = run_tiny(config_, 2).digest;
+  config_.device_memory = needed(config_, Tier::device);
+  config_.host_memory = needed(config_, Tier::host);
+  EXPECT_EQ(run_tiny(config_, 2).digest, digest);
+}
+
+TEST_F(BudgetTest, OneByteTooLittleIsRefusedWithWhatWouldFreeIt) {
+  for (const auto& [tier, budget, setting] :
+       {std::tuple{Tier::device, &Config::device_memory, "offload_param.device = \"cpu\""},
+        std::tuple{Tier::host, &Config::host_memory, "offload_optimizer.device = \"nvme\""}}) {
+    Config config = config_;
+    const uint64_t enough = needed(config, tier);
+    config.*budget = enough - 1;
+    try {
+      make(config);
+      FAIL() << "trained in " << enough - 1 << " bytes of " << name(tier);
+    } catch (const OutOfBudget& error) {
+      EXPECT_EQ(error.tier, tier);
+      EXPECT_EQ(error.needed_bytes, enough);
+      EXPECT_EQ(error.available_bytes, enough - 1);
+      const std::string message = error.what();
+      EXPECT_NE(message.find(std::to_string(enough)), std::string::npos) << message;
+      EXPECT_NE(message.find("1 more than"), std::string::npos) << message;
+      EXPECT_NE(message.find(setting), std::string::npos) << message;
+    }
+  }
+}
+
+// What a suggestion says it frees is what it frees.
+TEST_F(BudgetTest, SuggestionsFreeWhatTheySay) {
+  const uint64_t before = needed(config_, Tier::device);
+  Config tight = config_;
+  tight.device_memory = before - 1;
+  try {
+    make(tight);
+    FAIL();
+  } catch (const OutOfBudget& error) {
+    const std::string message = error.what();
+    const std::string setting = "offload_optimizer.device = \"nvme\" would free ";
+    const size_t at = message.find(setting);
+    ASSERT_NE(at, std::string::npos) << message;
+    const uint64_t freed = std::stoull(message.substr(at + setting.size()));
+    Config followed = config_;
+    followed.optimizer_state.fill({0, 0, 1});
+    EXPECT_EQ(needed(followed, Tier::device), before - freed);
+  }
+}
+
+TEST_F(BudgetTest, ADiskTooSmallIsRefusedBeforeAnythingIsWritten) {
+  // A state file beyond any disk: 2^46 bytes of it.
+  auto gpt2 = tiny_gpt2();
+  gpt2.vocab_size = int64_t{1} << 36;
+  Engine::Options options;
+  options.micro_batch = {config_.micro_batch, 16};
+  config_.optimizer_state.fill({0, 0, 1});
+  config_.param = {0, 1, 0};
+  config_.sub_group_numel = int64_t{1} << 30;
+  config_.host_memory = UINT64_MAX;
+  config_.device_memory = UINT64_MAX;
+  try {
+    EngineTestAccess::make(models::gpt2(gpt2), config_, options, {});
+    FAIL();
+  } catch (const OutOfBudget& error) {
+    EXPECT_EQ(error.tier, Tier::nvme) << error.what();
+    EXPECT_NE(std::string(error.what()).find(directory_.path()), std::string::npos);
+  }
+}
+
+// More budget means fewer units recomputed, never other bits.
+TEST_F(BudgetTest, ActivationsAreKeptAsFarAsTheBudgetGoes) {
+  config_.optimizer_state.fill({0, 1, 0});
+  const std::string digest = run_tiny(config_, 2).digest;
+  const uint64_t least = needed(config_, Tier::device);
+  config_.recompute = RecomputeChoice::automatic;
+  int64_t recomputed = -1;
+  for (const uint64_t budget : {uint64_t{0}, least}) {
+    config_.device_memory = budget;
+    const int64_t now = make(config_).plan().recomputed_units;
+    EXPECT_GT(now, recomputed);
+    recomputed = now;
+    EXPECT_EQ(run_tiny(config_, 2).digest, digest);
+  }
+}
+
+// "Name:   1234 kB" in /proc/self/status, in bytes.
+uint64_t process_status(const std::string& name) {
+  std::ifstream status("/proc/self/status");
+  std::string key;
+  while (status >> key) {
+    uint64_t kib = 0;
+    if (key == name + ":" && status >> kib) return kib * 1024;
+    status.ignore(1 << 16, '\n');
+  }
+  return 0;
+}
+
+TEST_F(BudgetTest, ResidentMemoryIsWithinThePlanAndItsOverhead) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "sanitizers keep shadow memory of their own";
+#endif
+  run_tiny(config_, 2);  // libraries loaded, as in a run that has begun
+  Engine engine = make(config_);
+  const auto batches = testing_support::tiny_batches(config_.accumulation_steps, 1);
+  for (int step = 0; step < 3; ++step) engine.train_step(testing_support::views(batches));
+  const PlanSummary& plan = engine.plan();
+  EXPECT_LE(process_status("VmHWM"),
+            plan.needed_bytes[0] + plan.needed_bytes[1] + plan.process_overhead_bytes);
+}
+
+}  // namespace
+}  // namespace strata

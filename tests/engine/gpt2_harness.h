@@ -1,0 +1,200 @@
+// A GPT-2 run layer by layer without an engine: buffers in plain vectors, with guard bytes around
+// what layers may write and NaN in what they have not written.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels/device/host_device.h"
+#include "kernels/ops/layer_ops.h"
+#include "kernels/ops/random.h"
+#include "strata/model.h"
+#include "strata/traffic.h"
+
+namespace strata::models {
+
+// `bytes` bytes, aligned, between guards; every byte 0xff, which is NaN in fp32 and bf16.
+class GuardedBuffer {
+ public:
+  explicit GuardedBuffer(size_t bytes) : bytes_(bytes), storage_(bytes + 2 * kGuard + kAlign) {
+    const auto address = reinterpret_cast<uintptr_t>(storage_.data()) + kGuard;
+    begin_ = storage_.data() + kGuard + (kAlign - address % kAlign) % kAlign;
+    std::fill(storage_.begin(), storage_.end(), kGuardByte);
+    poison();
+  }
+
+  std::byte* data() { return begin_; }
+  size_t bytes() const { return bytes_; }
+  void poison() { std::fill(begin_, begin_ + bytes_, std::byte{0xff}); }
+
+  bool guards_intact() const {
+    const auto is_guard = [](std::byte b) { return b == kGuardByte; };
+    const std::byte* const end = storage_.data() + storage_.size();
+    return std::all_of(storage_.data(), static_cast<const std::byte*>(begin_), is_guard) &&
+           std::all_of(static_cast<const std::byte*>(begin_) + bytes_, end, is_guard);
+  }
+
+ private:
+  static constexpr size_t kGuard = 16384;
+  static constexpr size_t kAlign = 64;
+  static constexpr std::byte kGuardByte{0xa5};
+
+  size_t bytes_;
+  std::vector<std::byte> storage_;
+  std::byte* begin_ = nullptr;
+};
+
+// An fp32 model with random parameters (layer norms' and biases' too, so that none can be left out
+// unseen) and one random batch. Everything from `seed`.
+class Gpt2Harness {
+ public:
+  Gpt2Harness(const Gpt2Config& config, BatchShape shape, uint64_t seed)
+      : model(gpt2(config)),
+        batch(shape),
+        queue_(make_host_queue({.name = "compute", .threads = 1}, {}, traffic_)),
+        ops(ops::make_host_layer_ops(*queue_, 1)) {
+    for (const auto& layer : model.layers) {
+      for (const Parameter& parameter : layer->parameters()) add_parameter(parameter, seed);
+      saved.emplace_back(layer->footprint(*ops, batch, DType::fp32).saved_bytes);
+      boundaries.emplace_back(static_cast<size_t>(batch.tokens() * layer->output_channels()));
+    }
+    const ops::Philox philox{seed};
+    for (int64_t i = 0; i < batch.tokens(); ++i) {
+      const auto bits = philox(static_cast<uint64_t>(i), ~uint64_t{0});
+      tokens.push_back(static_cast<int32_t>(bits[0] % static_cast<uint32_t>(config.vocab_size)));
+      targets.push_back(static_cast<int32_t>(bits[1] % static_cast<uint32_t>(config.vocab_size)));
+    }
+  }
+
+  // Mean loss. Poisons all activations first.
+  double forward(bool training = true, float loss_scale = 1) {
+    for (GuardedBuffer& buffer : saved) buffer.poison();
+    for (size_t i = 0; i < model.layers.size(); ++i) run_forward(i, true, training, loss_scale);
+    return loss_;
+  }
+
+  // One layer's forward; without output as in a recomputation.
+  void run_forward(size_t i, bool with_output, bool training = true, float loss_scale = 1) {
+    GuardedBuffer workspace(model.layers[i]->footprint(*ops, batch, DType::fp32).workspace_bytes);
+    const auto params = params_of(i);
+    LayerForward context{layer_context(i, params, workspace), {}, nullptr, training, loss_scale};
+    if (with_output) context.output = boundary(i, boundaries[i]);
+    if (i + 1 == model.layers.size()) context.loss = &loss_;
+    model.layers[i]->forward(context);
+    queue_->synchronize();
+    guards_intact = guards_intact && workspace.guards_intact() && saved[i].guards_intact();
+  }
+
+  // Gradients of all parameters but the frozen ones, after a training forward. Of a shared one the
+  // head overwrites and the embedding adds, as in an engine; with `prefilled`, everything adds.
+  std::map<std::string, std::vector<float>> backward(const std::vector<std::string>& frozen = {},
+                                                     float prefilled = 0) {
+    std::map<std::string, std::vector<float>> grads;
+    std::map<std::string, bool> written;
+    for (const auto& [name, values] : parameters) {
+      const bool is_frozen = std::find(frozen.begin(), frozen.end(), name) != frozen.end();
+      if (!is_frozen) grads[name].assign(values.size(), prefilled);
+      written[name] = prefilled != 0;
+    }
+    std::vector<float> output_grad;
+    for (size_t i = model.layers.size(); i-- > 0;) {
+      std::vector<float> input_grad(i > 0 ? boundaries[i - 1].size() : 0, kNaN);
+      run_backward(i, output_grad, input_grad, grads, written);
+      output_grad = std::move(input_grad);
+    }
+    return grads;
+  }
+
+  Model model;
+  BatchShape batch;
+  std::map<std::string, std::vector<float>> parameters;
+  std::map<std::string, Shape> shapes;
+  std::vector<int32_t> tokens, targets;
+  std::vector<GuardedBuffer> saved;            // a layer's
+  std::vector<std::vector<float>> boundaries;  // a layer's output
+  bool guards_intact = true;
+
+ private:
+  static constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+
+  void add_parameter(const Parameter& parameter, uint64_t seed) {
+    std::vector<float>& values = parameters[parameter.name];
+    shapes[parameter.name] = parameter.shape;
+    values.resize(static_cast<size_t>(parameter.shape.numel()));
+    // Large enough that every path through the model matters.
+    ops::fill_normal(values.data(), 0, parameter.shape.numel(), 0.3f, seed, parameters.size());
+    if (parameter.init.kind == Initializer::Kind::constant) {
+      for (float& value : values) value += parameter.init.value;
+    }
+  }
+
+  std::vector<std::string> names_of(size_t i) const {
+    std::vector<std::string> names;
+    for (const Parameter& parameter : model.layers[i]->parameters())
+      names.push_back(parameter.name);
+    for (const std::string& name : model.layers[i]->shared_parameters()) names.push_back(name);
+    return names;
+  }
+
+  std::vector<TensorView> params_of(size_t i) {
+    std::vector<TensorView> views;
+    for (const std::string& name : names_of(i)) {
+      views.push_back({parameters.at(name).data(), DType::fp32, shapes.at(name)});
+    }
+    return views;
+  }
+
+  TensorView boundary(size_t i, std::vector<float>& values) const {
+    if (i + 1 == model.layers.size()) return {};
+    return {values.data(), DType::fp32, {batch.tokens(), model.layers[i]->output_channels()}};
+  }
+
+  LayerContext layer_context(size_t i, std::span<const TensorView> params,
+                             GuardedBuffer& workspace) {
+    const Shape ids = {batch.batch, batch.sequence};
+    return {*ops,
+            batch,
+            {tokens.data(), DType::int32, ids},
+            {targets.data(), DType::int32, ids},
+            i > 0 ? boundary(i - 1, boundaries[i - 1]) : TensorView{},
+            params,
+            saved[i].data(),
+            workspace.data()};
+  }
+
+  void run_backward(size_t i, std::vector<float>& output_grad, std::vector<float>& input_grad,
+                    std::map<std::string, std::vector<float>>& grads,
+                    std::map<std::string, bool>& written) {
+    GuardedBuffer workspace(model.layers[i]->footprint(*ops, batch, DType::fp32).workspace_bytes);
+    const auto params = params_of(i);
+    std::vector<ParameterGrad> views;
+    for (const std::string& name : names_of(i)) {
+      const auto it = grads.find(name);
+      const bool is_frozen = it == grads.end();
+      views.push_back(
+          {is_frozen ? TensorView{} : TensorView{it->second.data(), DType::fp32, shapes.at(name)},
+           std::exchange(written[name], true)});
+    }
+    LayerBackward context{layer_context(i, params, workspace), boundary(i, output_grad), {}, views};
+    if (i > 0) context.input_grad = boundary(i - 1, input_grad);
+    model.layers[i]->backward(context);
+    queue_->synchronize();
+    guards_intact = guards_intact && workspace.guards_intact() && saved[i].guards_intact();
+  }
+
+  NullTrafficSink traffic_;
+  std::unique_ptr<Queue> queue_;
+  double loss_ = 0;
+
+ public:
+  std::unique_ptr<ops::LayerOps> ops;  // after the queue that it uses
+};
+
+}  // namespace strata::models

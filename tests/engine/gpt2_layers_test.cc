@@ -1,0 +1,291 @@
+// GPT-2's layers: gradients are those of the loss, and layers stay within what they asked for.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdlib>
+
+#include "engine/model/carver.h"
+#include "strata/error.h"
+#include "tests/engine/gpt2_harness.h"
+
+namespace strata::models {
+namespace {
+
+using testing::ThrowsMessage;
+using Tensors = std::map<std::string, std::vector<float>>;
+
+struct Case {
+  const char* name;
+  Gpt2Config config;
+  BatchShape batch;
+};
+
+Gpt2Config sizes(int64_t vocab, int64_t channels, int64_t heads, int64_t layers, int64_t inner) {
+  Gpt2Config config;
+  config.vocab_size = vocab;
+  config.n_positions = 8;
+  config.n_embd = channels;
+  config.n_layer = layers;
+  config.n_head = heads;
+  config.n_inner = inner;
+  return config;
+}
+
+class Gpt2Layers : public testing::TestWithParam<Case> {
+ protected:
+  Gpt2Harness harness_{GetParam().config, GetParam().batch, /*seed=*/11};
+};
+
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, Gpt2Layers,
+    testing::Values(Case{"Plain", sizes(13, 16, 2, 2, 0), {2, 5}},
+                    Case{"OneToken", sizes(5, 8, 1, 1, 0), {1, 1}},
+                    // An MLP narrower than q, k, v together: the wide buffers' other case.
+                    Case{"NarrowMlp", sizes(7, 24, 3, 1, 20), {3, 8}}),
+    [](const auto& param_info) { return param_info.param.name; });
+
+double norm(const std::vector<float>& values) {
+  double sum = 0;
+  for (const float value : values) sum += double{value} * value;
+  return std::sqrt(sum);
+}
+
+// The gradient's direction and a random one, both of length 1, added: the first shows a wrong
+// length, the second a wrong direction.
+std::vector<double> probe_direction(const std::vector<float>& grad, uint64_t stream) {
+  std::vector<float> random(grad.size());
+  ops::fill_normal(random.data(), 0, static_cast<int64_t>(grad.size()), 1, 3, stream);
+  const double grad_norm = norm(grad), random_norm = norm(random);
+  std::vector<double> direction(grad.size());
+  for (size_t i = 0; i < grad.size(); ++i) {
+    direction[i] = (grad_norm > 0 ? grad[i] / grad_norm : 0) + random[i] / random_norm;
+  }
+  return direction;
+}
+
+TEST_P(Gpt2Layers, GradientsAreTheLosssSlopes) {
+  harness_.forward();
+  const Tensors grads = harness_.backward();
+  uint64_t stream = 0;
+  for (const auto& [name, grad] : grads) {
+    std::vector<float>& values = harness_.parameters.at(name);
+    const std::vector<float> original = values;
+    const std::vector<double> direction = probe_direction(grad, ++stream);
+    const auto loss_at = [&](double step) {
+      for (size_t i = 0; i < values.size(); ++i) {
+        values[i] = static_cast<float>(original[i] + step * direction[i]);
+      }
+      return harness_.forward(/*training=*/false);
+    };
+    constexpr double kStep = 4e-3;
+    // Richardson's extrapolation: the error of central differences falls with step^4.
+    const double wide = (loss_at(2 * kStep) - loss_at(-2 * kStep)) / (4 * kStep);
+    const double near = (loss_at(kStep) - loss_at(-kStep)) / (2 * kStep);
+    const double slope = (4 * near - wide) / 3;
+    values = original;
+    double expected = 0;
+    for (size_t i = 0; i < grad.size(); ++i) expected += direction[i] * grad[i];
+    // Rounding: logits carry about 2^-22 of their size; divided by the step.
+    const double rounding = 0x1p-20 / kStep;
+    EXPECT_NEAR(slope, expected, 2e-3 * norm(grad) + rounding) << name;
+  }
+  EXPECT_TRUE(harness_.guards_intact);
+}
+
+TEST_P(Gpt2Layers, StayWithinTheirFootprint) {
+  harness_.forward();
+  const Tensors grads = harness_.backward();
+  EXPECT_TRUE(harness_.guards_intact);
+  // Whatever was read before it was written would have been NaN.
+  for (const auto& [name, grad] : grads) {
+    EXPECT_TRUE(std::all_of(grad.begin(), grad.end(), [](float g) { return std::isfinite(g); }))
+        << name;
+  }
+}
+
+TEST_P(Gpt2Layers, RecomputationWithoutOutputSavesTheSameBytes) {
+  harness_.forward();
+  const Tensors expected = harness_.backward();
+  harness_.forward();
+  for (size_t i = 1; i + 1 < harness_.model.layers.size(); ++i) {
+    harness_.saved[i].poison();
+    harness_.run_forward(i, /*with_output=*/false);
+  }
+  EXPECT_EQ(harness_.backward(), expected);
+}
+
+TEST_P(Gpt2Layers, AccumulatingAddsToEveryElement) {
+  harness_.forward();
+  const Tensors grads = harness_.backward();
+  const Tensors sums = harness_.backward({}, /*prefilled=*/64);
+  for (const auto& [name, grad] : grads) {
+    for (size_t i = 0; i < grad.size(); ++i) {
+      // The tied table takes two additions, each rounded at 64's spacing of 2^-17.
+      ASSERT_NEAR(sums.at(name)[i] - 64, grad[i], 0x1p-16) << name << "[" << i << "]";
+    }
+  }
+}
+
+TEST_P(Gpt2Layers, AFrozenParameterChangesNoOtherGradient) {
+  harness_.forward();
+  Tensors expected = harness_.backward();
+  const std::vector<std::string> frozen = {"transformer.wte.weight", "transformer.h.0.ln_1.bias",
+                                           "transformer.h.0.mlp.c_fc.weight"};
+  for (const std::string& name : frozen) expected.erase(name);
+  EXPECT_EQ(harness_.backward(frozen), expected);
+}
+
+TEST_P(Gpt2Layers, EvaluationLeavesTheLogitsOfItsLoss) {
+  const double loss = harness_.forward(/*training=*/false);
+  const auto* logits = reinterpret_cast<const float*>(harness_.saved.back().data());
+  const int64_t vocab = GetParam().config.vocab_size;
+  double sum = 0;
+  for (int64_t row = 0; row < harness_.batch.tokens(); ++row, logits += vocab) {
+    double total = 0;
+    for (int64_t v = 0; v < vocab; ++v) total += std::exp(double{logits[v]});
+    sum += std::log(total) - logits[harness_.targets[static_cast<size_t>(row)]];
+  }
+  EXPECT_NEAR(loss, sum / static_cast<double>(harness_.batch.tokens()),
+              1e-5 * (1 + std::abs(loss)));
+}
+
+TEST_P(Gpt2Layers, TheLossScaleMultipliesGradientsAndNotTheLoss) {
+  const double loss = harness_.forward();
+  const Tensors grads = harness_.backward();
+  EXPECT_EQ(harness_.forward(true, /*loss_scale=*/1024), loss);
+  const Tensors scaled = harness_.backward();
+  for (const auto& [name, grad] : grads) {
+    for (size_t i = 0; i < grad.size(); ++i) {
+      ASSERT_NEAR(scaled.at(name)[i] / 1024, grad[i], 1e-5 * (1 + norm(grad))) << name;
+    }
+  }
+}
+
+TEST(Gpt2Model, NamesShapesAndDecayAreHuggingFaces) {
+  const Model model = gpt2(sizes(13, 16, 2, 2, 0));
+  std::vector<std::string> rows;
+  for (const auto& layer : model.layers) {
+    for (const Parameter& p : layer->parameters()) {
+      std::string row = p.name + " " + std::to_string(p.shape[0]);
+      if (p.shape.rank > 1) row += "x" + std::to_string(p.shape[1]);
+      EXPECT_EQ(p.weight_decay, p.shape.rank > 1) << p.name;
+      EXPECT_TRUE(p.trainable);
+      if (row.find(".h.1.") == std::string::npos) rows.push_back(row);
+    }
+  }
+  EXPECT_THAT(rows,
+              testing::ElementsAre(
+                  "transformer.wte.weight 13x16", "transformer.wpe.weight 8x16",
+                  "transformer.h.0.ln_1.weight 16", "transformer.h.0.ln_1.bias 16",
+                  "transformer.h.0.attn.c_attn.weight 16x48", "transformer.h.0.attn.c_attn.bias 48",
+                  "transformer.h.0.attn.c_proj.weight 16x16", "transformer.h.0.attn.c_proj.bias 16",
+                  "transformer.h.0.ln_2.weight 16", "transformer.h.0.ln_2.bias 16",
+                  "transformer.h.0.mlp.c_fc.weight 16x64", "transformer.h.0.mlp.c_fc.bias 64",
+                  "transformer.h.0.mlp.c_proj.weight 64x16", "transformer.h.0.mlp.c_proj.bias 16",
+                  "transformer.ln_f.weight 16", "transformer.ln_f.bias 16"));
+  EXPECT_THAT(model.layers.back()->shared_parameters(),
+              testing::ElementsAre("transformer.wte.weight"));
+}
+
+TEST(Gpt2Model, TheSmallestReleasedModelHasItsKnownSize) {
+  EXPECT_EQ(gpt2(Gpt2Config()).num_parameters(), 124'439'808);
+}
+
+TEST(Gpt2Model, InitialValuesFollowTheReleasedCode) {
+  const Model model = gpt2(sizes(13, 16, 2, 2, 0));
+  for (const auto& layer : model.layers) {
+    for (const Parameter& p : layer->parameters()) {
+      const bool is_normal = p.init.kind == Initializer::Kind::normal;
+      EXPECT_EQ(is_normal, p.shape.rank > 1) << p.name;
+      float expected = 0.02f;
+      if (p.name.find("c_proj.weight") != std::string::npos) expected = 0.01f;  // 1/sqrt(2 * 2)
+      if (p.name.find("ln_") != std::string::npos) expected = 1;
+      if (p.name.ends_with(".bias")) expected = 0;
+      EXPECT_FLOAT_EQ(p.init.value, expected) << p.name;
+    }
+  }
+}
+
+TEST(Carver, MeasuresWhatItHandsOut) {
+  alignas(64) std::byte buffer[512];
+  Carver measure(nullptr), carve(buffer);
+  for (Carver* carver : {&measure, &carve}) {
+    const TensorView first = carver->take(DType::bf16, {3, 11});
+    const TensorView second = carver->take_bytes(1);
+    const TensorView third = carver->take(DType::fp32, {16});
+    EXPECT_EQ(carver->used_bytes(), 128u + 64u + 64u);
+    if (carver == &measure) {
+      EXPECT_FALSE(first || second || third);
+    } else {
+      EXPECT_EQ(first.data, buffer);
+      EXPECT_EQ(second.data, buffer + 128);
+      EXPECT_EQ(third.data, buffer + 192);
+      EXPECT_EQ(first.bytes(), 66u);
+    }
+  }
+}
+
+std::string error_of(const std::string& text) {
+  try {
+    Gpt2Config::from_json(text, "config.json");
+  } catch (const ConfigError& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST(Gpt2Config, TakesAConfigurationAsHuggingFaceWritesIt) {
+  const Gpt2Config config = Gpt2Config::from_json(R"({
+      "_name_or_path": "gpt2", "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"],
+      "attn_pdrop": 0.0, "bos_token_id": 50256, "embd_pdrop": 0, "eos_token_id": 50256,
+      "initializer_range": 0.05, "layer_norm_epsilon": 1e-06, "model_type": "gpt2", "n_ctx": 64,
+      "n_embd": 32, "n_head": 4, "n_inner": null, "n_layer": 3, "n_positions": 64,
+      "reorder_and_upcast_attn": false, "resid_pdrop": 0.0, "scale_attn_weights": true,
+      "summary_type": "cls_index", "task_specific_params": {"text-generation": {"do_sample": true}},
+      "torch_dtype": "float32", "transformers_version": "4.30.0", "use_cache": true,
+      "vocab_size": 256})",
+                                                  "config.json");
+  EXPECT_EQ(config.vocab_size, 256);
+  EXPECT_EQ(config.n_positions, 64);
+  EXPECT_EQ(config.n_embd, 32);
+  EXPECT_EQ(config.n_layer, 3);
+  EXPECT_EQ(config.n_head, 4);
+  EXPECT_EQ(config.n_inner, 0);
+  EXPECT_FLOAT_EQ(config.layer_norm_epsilon, 1e-6f);
+  EXPECT_FLOAT_EQ(config.initializer_range, 0.05f);
+}
+
+TEST(Gpt2Config, RefusesWhatItCannotHonour) {
+  EXPECT_EQ(error_of(R"({"resid_pdrop": 0.1})"),
+            "config.json: \"resid_pdrop\" is 0.1, and dropout is not there yet: set "
+            "\"resid_pdrop\" to 0");
+  EXPECT_EQ(error_of(R"({"activation_function": "relu"})"),
+            "config.json: \"activation_function\" is \"relu\", which is not there yet: use "
+            "\"gelu_new\"");
+  EXPECT_EQ(error_of(R"({"model_type": "llama"})"),
+            "config.json: \"model_type\" is \"llama\", which is not there yet: use \"gpt2\"");
+  EXPECT_EQ(
+      error_of(R"({"n_embd": 30, "n_head": 4})"),
+      "config.json: \"n_embd\" 30 is not a multiple of \"n_head\" 4: heads need equal numbers "
+      "of channels, so change one of them");
+  EXPECT_EQ(error_of(R"({"n_ctx": 128})"),
+            "config.json: \"n_ctx\" is 128 but \"n_positions\" is 1024, and both mean the longest "
+            "sequence: remove \"n_ctx\"");
+  EXPECT_EQ(error_of(R"({"hidden_size": 64})"),
+            "config.json: \"hidden_size\" cannot be honoured: GPT-2's name for it is \"n_embd\"; "
+            "use that");
+  EXPECT_EQ(error_of(R"({"tie_word_embeddings": false})"),
+            "config.json: \"tie_word_embeddings\" cannot be honoured: the head shares the "
+            "embedding's weights; write true or remove it");
+  EXPECT_EQ(error_of(R"({"n_layers": 3})"),
+            "config.json: \"n_layers\" is not a known key: did you mean \"n_layer\"?");
+  EXPECT_EQ(error_of(R"({"n_layer": 0})"),
+            "config.json: \"n_layer\" must be an integer from 1 to 65536, found 0");
+  EXPECT_THAT([] { Gpt2Config::from_file("/no/such/config.json"); },
+              ThrowsMessage<ConfigError>("/no/such/config.json: cannot be read (No such file or "
+                                         "directory): name a file that can"));
+}
+
+}  // namespace
+}  // namespace strata::models

@@ -1,0 +1,212 @@
+// P1: placement, cuts, overlap, threads, instruction sets, I/O engines and disturbances change no
+// bit of the training state; and each run moves exactly the bytes that its plan says.
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <string>
+
+#include "kernels/ops/optimizer_ops.h"
+#include "tests/engine/tiny_run.h"
+
+namespace strata {
+namespace {
+
+using testing_support::run_tiny;
+using testing_support::RunOutcome;
+using testing_support::TemporaryDirectory;
+using testing_support::tiny_config;
+
+constexpr int kSteps = 3;
+
+struct Variant {
+  std::string name;
+  std::function<void(Config&)> edit;
+};
+
+void PrintTo(const Variant& variant, std::ostream* out) { *out << variant.name; }
+
+constexpr TierFractions kDevice = {1, 0, 0};
+constexpr TierFractions kHost = {0, 1, 0};
+constexpr TierFractions kNvme = {0, 0, 1};
+
+std::vector<Variant> placements() {
+  return {
+      {"device", [](Config& c) { c.optimizer_state.fill(kDevice); }},
+      {"host", [](Config& c) { c.optimizer_state.fill(kHost); }},
+      {"nvme", [](Config& c) { c.optimizer_state.fill(kNvme); }},
+      {"host_37_nvme_63",
+       [](Config& c) {
+         c.optimizer_state.fill({0, 0.37, 0.63});
+       }},
+      {"device_37_host_63",
+       [](Config& c) {
+         c.optimizer_state.fill({0.37, 0.63, 0});
+       }},
+      {"device_20_host_37_nvme_43",
+       [](Config& c) {
+         c.optimizer_state.fill({0.2, 0.37, 0.43});
+       }},
+      {"moments_on_nvme",
+       [](Config& c) {
+         c.optimizer_state = {kHost, kNvme, kNvme};
+       }},
+      {"master_split_moments_split",
+       [](Config& c) {
+         c.optimizer_state = {TierFractions{0, 0.37, 0.63}, kHost, TierFractions{0, 0.7, 0.3}};
+       }},
+      {"params_on_host",
+       [](Config& c) {
+         c.param = kHost;
+         c.optimizer_state.fill(kHost);
+       }},
+      {"params_on_host_state_on_nvme",
+       [](Config& c) {
+         c.param = kHost;
+         c.optimizer_state.fill(kNvme);
+       }},
+      {"params_split_state_split",
+       [](Config& c) {
+         c.param = {0.37, 0.63, 0};
+         c.optimizer_state.fill({0.1, 0.27, 0.63});
+       }},
+      {"nvme_two_slots",
+       [](Config& c) {
+         c.optimizer_state.fill(kNvme);
+         c.slots = 2;
+       }},
+  };
+}
+
+std::vector<Variant> ways_to_run() {
+  std::vector<Variant> ways = {
+      {"as_is", [](Config&) {}},
+      {"sub_group_1_grain", [](Config& c) { c.sub_group_numel = kGrainNumel; }},
+      {"sub_group_3_grains", [](Config& c) { c.sub_group_numel = 3 * kGrainNumel; }},
+      {"no_overlap",
+       [](Config& c) {
+         c.overlap = false;
+         c.sub_group_numel = 5 * kGrainNumel;
+       }},
+      {"one_staging_buffer",
+       [](Config& c) {
+         c.staging_buffers = 1;
+         c.sub_group_numel = 2 * kGrainNumel;
+       }},
+      {"one_optimizer_thread", [](Config& c) { c.optimizer_threads = 1; }},
+      {"always_recompute", [](Config& c) { c.recompute = RecomputeChoice::always; }},
+      {"thread_io", [](Config& c) { c.io_engine = IoChoice::threads; }},
+      {"buffered_io", [](Config& c) { c.io_direct = DirectChoice::off; }},
+  };
+  return ways;
+}
+
+class PlacementTest : public testing::Test {
+ protected:
+  Config config() const {
+    Config config = tiny_config();
+    config.nvme_paths = {directory_.path()};
+    return config;
+  }
+  const RunOutcome& reference() {
+    static const RunOutcome outcome = run_tiny(config(), kSteps);
+    return outcome;
+  }
+  TemporaryDirectory directory_;
+};
+
+class EveryPlacement : public PlacementTest,
+                       public testing::WithParamInterface<std::tuple<Variant, Variant>> {};
+
+TEST_P(EveryPlacement, LeavesTheSameBits) {
+  Config varied = config();
+  std::get<0>(GetParam()).edit(varied);
+  std::get<1>(GetParam()).edit(varied);
+  const RunOutcome outcome = run_tiny(varied, kSteps);
+  EXPECT_EQ(outcome.digest, reference().digest);
+  EXPECT_EQ(outcome.losses, reference().losses);
+}
+
+INSTANTIATE_TEST_SUITE_P(Runs, EveryPlacement,
+                         testing::Combine(testing::ValuesIn(placements()),
+                                          testing::ValuesIn(ways_to_run())),
+                         [](const auto& tested) {
+                           return std::get<0>(tested.param).name + "_" +
+                                  std::get<1>(tested.param).name;
+                         });
+
+class EveryIsa : public PlacementTest, public testing::WithParamInterface<std::string> {};
+
+TEST_P(EveryIsa, LeavesTheSameBits) {
+  try {
+    ops::force_isa(GetParam());
+  } catch (const ConfigError& error) {
+    GTEST_SKIP() << error.what();
+  }
+  EXPECT_EQ(ops::active_isa(), GetParam());
+  Config varied = config();
+  varied.optimizer_state.fill({0.2, 0.37, 0.43});
+  const RunOutcome outcome = run_tiny(varied, kSteps);
+  ops::force_isa("");
+  EXPECT_EQ(outcome.digest, reference().digest);
+}
+
+INSTANTIATE_TEST_SUITE_P(Isas, EveryIsa, testing::Values("scalar", "sse4", "avx2", "avx512"),
+                         [](const auto& tested) { return tested.param; });
+
+class EverySeed : public PlacementTest, public testing::WithParamInterface<uint64_t> {};
+
+// Random delays before every task of every queue; short transfers, held-back and shuffled
+// completions on the disk.
+TEST_P(EverySeed, DisturbanceLeavesTheSameBits) {
+  const uint64_t seed = GetParam();
+  Config varied = config();
+  varied.param = seed % 2 == 0 ? kHost : TierFractions{0.37, 0.63, 0};
+  varied.optimizer_state.fill({seed % 2 == 0 ? 0.0 : 0.1, 0.3, seed % 2 == 0 ? 0.7 : 0.6});
+  varied.sub_group_numel = static_cast<int64_t>(1 + seed % 4) * kGrainNumel;
+  varied.slots = 1 + static_cast<int>(seed % 3 == 0);
+  varied.io_engine = seed % 2 == 0 ? IoChoice::threads : IoChoice::automatic;
+  engine::Disturbance disturbance;
+  disturbance.delay_seed = seed;
+  disturbance.io = io::FaultPlan{.seed = seed,
+                                 .short_transfer_permille = 200,
+                                 .error_permille = 0,
+                                 .again_permille = 100,
+                                 .delay_permille = 300,
+                                 .max_delay_us = 400,
+                                 .reorder = true,
+                                 .fail_at = -1};
+  const RunOutcome outcome = run_tiny(varied, kSteps, disturbance);
+  EXPECT_EQ(outcome.digest, reference().digest);
+  EXPECT_EQ(outcome.losses, reference().losses);
+}
+
+INSTANTIATE_TEST_SUITE_P(Seeds, EverySeed, testing::Range<uint64_t>(1, 33));
+
+// The digest itself: it must see each part of the state.
+TEST_F(PlacementTest, DigestChangesWithTheState) {
+  EXPECT_NE(run_tiny(config(), kSteps + 1).digest, reference().digest);
+  Config other = config();
+  other.seed += 1;
+  EXPECT_NE(run_tiny(other, kSteps).digest, reference().digest);
+  other = config();
+  other.optimizer.beta2 = 0.99;
+  EXPECT_NE(run_tiny(other, kSteps).digest, reference().digest);
+}
+
+// fp32 training and a single micro-batch, whose gradient is stored as it is.
+TEST_F(PlacementTest, HoldsInFp32AndWithoutAccumulation) {
+  for (const DType dtype : {DType::fp32, DType::bf16}) {
+    Config base = config();
+    base.dtype = dtype;
+    base.accumulation_steps = 1;
+    base.train_batch = 2;
+    const RunOutcome on_device = run_tiny(base, kSteps);
+    base.param = kHost;
+    base.optimizer_state.fill({0, 0.37, 0.63});
+    base.sub_group_numel = 2 * kGrainNumel;
+    EXPECT_EQ(run_tiny(base, kSteps).digest, on_device.digest) << name(dtype);
+  }
+}
+
+}  // namespace
+}  // namespace strata

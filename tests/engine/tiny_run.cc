@@ -1,0 +1,95 @@
+#include "tests/engine/tiny_run.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <filesystem>
+
+#include "kernels/ops/random.h"
+
+namespace strata::testing_support {
+
+TemporaryDirectory::TemporaryDirectory() {
+  std::string pattern = (std::filesystem::temp_directory_path() / "strata-test-XXXXXX").string();
+  path_ = mkdtemp(pattern.data());
+}
+
+TemporaryDirectory::~TemporaryDirectory() { std::filesystem::remove_all(path_); }
+
+models::Gpt2Config tiny_gpt2() {
+  models::Gpt2Config config;
+  config.vocab_size = 65;
+  config.n_positions = 16;
+  config.n_embd = 64;
+  config.n_layer = 2;
+  config.n_head = 4;
+  return config;
+}
+
+Config tiny_config() {
+  Config config;
+  config.micro_batch = 2;
+  config.accumulation_steps = 2;
+  config.train_batch = 4;
+  config.dtype = DType::bf16;
+  config.gradient_clipping = 0.5;
+  config.optimizer.lr = 1e-3;
+  config.optimizer.weight_decay = 0.1;
+  config.sub_group_numel = 1 << 20;
+  config.param = {1, 0, 0};
+  config.optimizer_state.fill({1, 0, 0});
+  config.device = DeviceChoice::host;
+  config.compute_threads = 2;
+  config.optimizer_threads = 2;
+  config.io_block_bytes = 64 << 10;
+  config.seed = 7;
+  return config;
+}
+
+std::vector<OwnedBatch> tiny_batches(int64_t count, uint64_t seed) {
+  const ops::Philox random{seed};
+  const auto gpt2 = tiny_gpt2();
+  std::vector<OwnedBatch> batches;
+  for (int64_t b = 0; b < count; ++b) {
+    OwnedBatch batch;
+    batch.shape = {2, gpt2.n_positions};
+    for (int64_t i = 0; i < batch.shape.tokens(); ++i) {
+      const auto bits = random(static_cast<uint64_t>(i), static_cast<uint64_t>(b));
+      batch.tokens.push_back(
+          static_cast<int32_t>(bits[0] % static_cast<uint32_t>(gpt2.vocab_size)));
+      batch.targets.push_back(
+          static_cast<int32_t>((batch.tokens.back() * 3 + 1) % gpt2.vocab_size));
+    }
+    batches.push_back(std::move(batch));
+  }
+  return batches;
+}
+
+std::vector<Batch> views(const std::vector<OwnedBatch>& batches) {
+  std::vector<Batch> result;
+  for (const OwnedBatch& batch : batches) result.push_back(batch.view());
+  return result;
+}
+
+RunOutcome run_tiny(const Config& config, int steps, const engine::Disturbance& disturbance) {
+  Engine::Options options;
+  options.micro_batch = {config.micro_batch, tiny_gpt2().n_positions};
+  Engine engine = EngineTestAccess::make(models::gpt2(tiny_gpt2()), config, options, disturbance);
+  const PlanSummary& plan = engine.plan();
+  RunOutcome outcome;
+  for (int step = 0; step < steps; ++step) {
+    const auto batches = tiny_batches(config.accumulation_steps, static_cast<uint64_t>(step) + 100);
+    const StepResult result = engine.train_step(views(batches));
+    EXPECT_FALSE(result.skipped);
+    EXPECT_EQ(result.moved, plan.step_traffic) << "step " << step;
+    for (size_t tier = 0; tier < kTierCount; ++tier) {
+      EXPECT_LE(result.peak[tier], plan.needed_bytes[tier]) << name(kTiers[tier]);
+      EXPECT_LE(plan.needed_bytes[tier], plan.budget_bytes[tier]) << name(kTiers[tier]);
+    }
+    outcome.losses.push_back(result.loss);
+  }
+  outcome.digest = engine.digest();
+  return outcome;
+}
+
+}  // namespace strata::testing_support

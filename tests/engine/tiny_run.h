@@ -1,0 +1,57 @@
+// A small GPT-2 and runs of it, for tests of the engine's promises.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/runtime/runtime.h"
+#include "strata/engine.h"
+#include "strata/text_corpus.h"
+
+namespace strata {
+
+// Builds engines with what tests inject.
+struct EngineTestAccess {
+  static Engine make(Model model, const Config& config, const Engine::Options& options,
+                     const engine::Disturbance& disturbance) {
+    return Engine(
+        std::make_unique<engine::Runtime>(std::move(model), config, World{}, options, disturbance));
+  }
+};
+
+namespace testing_support {
+
+// A directory that is removed with everything in it.
+class TemporaryDirectory {
+ public:
+  TemporaryDirectory();
+  ~TemporaryDirectory();
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+// 64 channels, 2 blocks, 4 heads, 65 tokens, 16 positions: 28 grains, most parameters larger than
+// one grain.
+models::Gpt2Config tiny_gpt2();
+
+// Everything on the device, 2 micro-batches of 2 rows, clipping that bites, bf16.
+Config tiny_config();
+
+// Seeded tokens and their successors.
+std::vector<OwnedBatch> tiny_batches(int64_t count, uint64_t seed);
+std::vector<Batch> views(const std::vector<OwnedBatch>& batches);
+
+struct RunOutcome {
+  std::string digest;
+  std::vector<double> losses;
+};
+
+// Trains `steps` steps and checks, in every step, that the bytes moved are the plan's, and that
+// peaks are at most the plan and the plan at most the budgets.
+RunOutcome run_tiny(const Config& config, int steps, const engine::Disturbance& disturbance = {});
+
+}  // namespace testing_support
+}  // namespace strata

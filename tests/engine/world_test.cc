@@ -1,0 +1,113 @@
+// A process learns its rank from its launcher, and nonsense in the environment is refused.
+#include "strata/world.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <map>
+#include <string>
+
+#include "strata/error.h"
+
+namespace strata {
+namespace {
+
+constexpr const char* kVariables[] = {"OMPI_COMM_WORLD_RANK",
+                                      "OMPI_COMM_WORLD_SIZE",
+                                      "OMPI_COMM_WORLD_LOCAL_RANK",
+                                      "RANK",
+                                      "WORLD_SIZE",
+                                      "LOCAL_RANK",
+                                      "SLURM_STEP_ID",
+                                      "SLURM_PROCID",
+                                      "SLURM_NTASKS",
+                                      "SLURM_LOCALID"};
+
+class WorldTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    for (const char* name : kVariables) unsetenv(name);
+  }
+  void TearDown() override { SetUp(); }
+
+  static World with(const std::map<std::string, std::string>& environment) {
+    for (const auto& [name, value] : environment) setenv(name.c_str(), value.c_str(), 1);
+    return World::from_environment();
+  }
+};
+
+TEST_F(WorldTest, IsOneProcessWithoutALauncher) {
+  const World world = with({});
+  EXPECT_EQ(world.rank, 0);
+  EXPECT_EQ(world.size, 1);
+  EXPECT_EQ(world.local_rank, 0);
+}
+
+TEST_F(WorldTest, ComesFromMpirunBeforeTheOthers) {
+  const World world = with({{"OMPI_COMM_WORLD_RANK", "5"},
+                            {"OMPI_COMM_WORLD_SIZE", "8"},
+                            {"OMPI_COMM_WORLD_LOCAL_RANK", "1"},
+                            {"SLURM_STEP_ID", "0"},
+                            {"SLURM_PROCID", "0"},
+                            {"SLURM_NTASKS", "2"},
+                            {"SLURM_LOCALID", "0"}});
+  EXPECT_EQ(world.rank, 5);
+  EXPECT_EQ(world.size, 8);
+  EXPECT_EQ(world.local_rank, 1);
+}
+
+TEST_F(WorldTest, ComesFromTorchrun) {
+  const World world = with({{"RANK", "3"}, {"WORLD_SIZE", "4"}, {"LOCAL_RANK", "1"}});
+  EXPECT_EQ(world.rank, 3);
+  EXPECT_EQ(world.size, 4);
+  EXPECT_EQ(world.local_rank, 1);
+}
+
+TEST_F(WorldTest, ComesFromASlurmStep) {
+  const World world = with({{"SLURM_STEP_ID", "0"},
+                            {"SLURM_PROCID", "6"},
+                            {"SLURM_NTASKS", "16"},
+                            {"SLURM_LOCALID", "2"}});
+  EXPECT_EQ(world.rank, 6);
+  EXPECT_EQ(world.size, 16);
+  EXPECT_EQ(world.local_rank, 2);
+}
+
+TEST_F(WorldTest, ABatchScriptIsNotARank) {
+  EXPECT_EQ(with({{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "16"}}).size, 1);
+}
+
+TEST_F(WorldTest, AMissingVariableIsNamed) {
+  EXPECT_THAT(
+      [] {
+        with({{"WORLD_SIZE", "4"}, {"RANK", "1"}});
+      },
+      testing::ThrowsMessage<ConfigError>(
+          "environment: WORLD_SIZE is set but LOCAL_RANK is not: set both, or neither"));
+}
+
+TEST_F(WorldTest, ARankOutsideTheWorldIsRefused) {
+  EXPECT_THAT(
+      [] {
+        with({{"WORLD_SIZE", "4"}, {"RANK", "4"}, {"LOCAL_RANK", "0"}});
+      },
+      testing::ThrowsMessage<ConfigError>("environment: RANK is \"4\": set it to an integer "
+                                          "from 0 to 3, or unset WORLD_SIZE"));
+}
+
+TEST_F(WorldTest, WhatIsNotANumberIsRefused) {
+  EXPECT_THAT(
+      [] {
+        with({{"WORLD_SIZE", "two"}, {"RANK", "0"}, {"LOCAL_RANK", "0"}});
+      },
+      testing::ThrowsMessage<ConfigError>(testing::HasSubstr("WORLD_SIZE is \"two\"")));
+  EXPECT_THAT(
+      [] {
+        with({{"WORLD_SIZE", "2x"}});
+      },
+      testing::ThrowsMessage<ConfigError>(testing::HasSubstr("WORLD_SIZE is \"2x\"")));
+}
+
+}  // namespace
+}  // namespace strata

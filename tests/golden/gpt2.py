@@ -1,0 +1,211 @@
+#!/usr/bin/env python3
+"""Writes what a tiny GPT-2 computes in PyTorch, for the tests to compare with.
+
+    pip install torch numpy safetensors
+    python3 tests/golden/gpt2.py [--output DIR]
+
+README.md beside this file says what the files hold and how the numbers are defined.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+# No dimension is a multiple of a vector register, so that tails are exercised.
+CONFIG = {
+    "model_type": "gpt2",
+    "vocab_size": 65,
+    "n_positions": 16,
+    "n_embd": 24,
+    "n_layer": 2,
+    "n_head": 3,
+    "layer_norm_epsilon": 1e-5,
+}
+BATCH = 2
+STEPS = 20
+ADAMW = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8}
+WEIGHT_DECAY = 0.1
+MAX_GRAD_NORM = 1.0
+SEED = 20
+
+
+def make_weights(generator):
+    """fp32 weights under Hugging Face's names, large enough that every op matters."""
+
+    def normal(*shape, std, mean=0.0):
+        return mean + std * torch.randn(*shape, generator=generator)
+
+    c = CONFIG["n_embd"]
+    weights = {
+        "transformer.wte.weight": normal(CONFIG["vocab_size"], c, std=0.2),
+        "transformer.wpe.weight": normal(CONFIG["n_positions"], c, std=0.2),
+    }
+
+    def layer_norm(name):
+        weights[f"{name}.weight"] = normal(c, std=0.2, mean=1.0)
+        weights[f"{name}.bias"] = normal(c, std=0.2)
+
+    def linear(name, inputs, outputs):
+        weights[f"{name}.weight"] = normal(inputs, outputs, std=0.8 / math.sqrt(inputs))
+        weights[f"{name}.bias"] = normal(outputs, std=0.2)
+
+    for i in range(CONFIG["n_layer"]):
+        block = f"transformer.h.{i}"
+        layer_norm(f"{block}.ln_1")
+        linear(f"{block}.attn.c_attn", c, 3 * c)
+        linear(f"{block}.attn.c_proj", c, c)
+        layer_norm(f"{block}.ln_2")
+        linear(f"{block}.mlp.c_fc", c, 4 * c)
+        linear(f"{block}.mlp.c_proj", 4 * c, c)
+    layer_norm("transformer.ln_f")
+    return weights
+
+
+def make_batches(generator):
+    """(STEPS, BATCH, T) tokens and targets: a noisy walk round the vocabulary, so there is
+    something to learn."""
+    vocab, t = CONFIG["vocab_size"], CONFIG["n_positions"]
+    start = torch.randint(vocab, (STEPS, BATCH, 1), generator=generator)
+    strides = torch.randint(1, 4, (STEPS, BATCH, t), generator=generator)
+    walk = torch.cat([start, start + strides.cumsum(-1)], dim=-1) % vocab
+    return walk[..., :-1].contiguous(), walk[..., 1:].contiguous()
+
+
+def forward(params, tokens):
+    """Logits (B, T, V) in the parameters' dtype."""
+    b, t = tokens.shape
+    c, heads = CONFIG["n_embd"], CONFIG["n_head"]
+
+    def layer_norm(x, name):
+        eps = CONFIG["layer_norm_epsilon"]
+        return F.layer_norm(x, (c,), params[f"{name}.weight"], params[f"{name}.bias"], eps)
+
+    def linear(x, name):  # weight (in, out), as in GPT-2's Conv1D
+        return F.linear(x, params[f"{name}.weight"].t(), params[f"{name}.bias"])
+
+    def attention(x, name):
+        qkv = linear(x, f"{name}.c_attn").split(c, dim=-1)
+        q, k, v = (part.view(b, t, heads, c // heads).transpose(1, 2) for part in qkv)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return linear(out.transpose(1, 2).reshape(b, t, c), f"{name}.c_proj")
+
+    def mlp(x, name):
+        return linear(F.gelu(linear(x, f"{name}.c_fc"), approximate="tanh"), f"{name}.c_proj")
+
+    token_table = params["transformer.wte.weight"]
+    x = F.embedding(tokens, token_table) + params["transformer.wpe.weight"][:t]
+    for i in range(CONFIG["n_layer"]):
+        block = f"transformer.h.{i}"
+        x = x + attention(layer_norm(x, f"{block}.ln_1"), f"{block}.attn")
+        x = x + mlp(layer_norm(x, f"{block}.ln_2"), f"{block}.mlp")
+    return F.linear(layer_norm(x, "transformer.ln_f"), token_table)
+
+
+def loss_and_gradients(params, tokens, targets):
+    leaves = {name: p.detach().clone().requires_grad_() for name, p in params.items()}
+    logits = forward(leaves, tokens)
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    loss = F.cross_entropy(wide.flatten(0, 1), targets.flatten())
+    loss.backward()
+    return logits.detach(), loss.detach(), {name: p.grad for name, p in leaves.items()}
+
+
+def round_to_bf16(x):
+    """Half away from zero, as Strata rounds masters to 16-bit parameters."""
+    bits = x.float().contiguous().view(torch.int32)
+    return ((bits + 0x8000) & -0x10000).view(torch.float32).bfloat16()
+
+
+def train(weights, batches, master_dtype, parameters_of):
+    """AdamW on masters; `parameters_of(master)` is what the model computes with. Returns the loss
+    and the gradient norm before clipping of each step."""
+    masters = {name: w.to(master_dtype, copy=True) for name, w in weights.items()}
+    for p in masters.values():
+        p.requires_grad_()
+    groups = [
+        {"params": [p for p in masters.values() if p.dim() >= 2], "weight_decay": WEIGHT_DECAY},
+        {"params": [p for p in masters.values() if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, **ADAMW)
+    losses, norms = [], []
+    for tokens, targets in zip(*batches):
+        params = {name: parameters_of(p.detach()) for name, p in masters.items()}
+        _, loss, gradients = loss_and_gradients(params, tokens, targets)
+        for name, p in masters.items():
+            p.grad = gradients[name].to(master_dtype)
+        norms.append(torch.nn.utils.clip_grad_norm_(masters.values(), MAX_GRAD_NORM).double())
+        optimizer.step()
+        losses.append(loss.double())
+    return torch.stack(losses), torch.stack(norms)
+
+
+def expected(weights, batches, parameters_of, true_parameters_of):
+    """What PyTorch computes in one dtype, and under "true." what fp64 computes from the same
+    parameters."""
+    tensors = {}
+    runs = [("", torch.float32, parameters_of), ("true.", torch.float64, true_parameters_of)]
+    for prefix, master_dtype, to_params in runs:
+        params = {name: to_params(w.to(master_dtype)) for name, w in weights.items()}
+        logits, loss, gradients = loss_and_gradients(params, batches[0][0], batches[1][0])
+        losses, norms = train(weights, batches, master_dtype, to_params)
+        results = {"logits": logits, **{f"grad.{name}": g for name, g in gradients.items()}}
+        for name, value in results.items():
+            # Truth is kept in fp32: half an fp32 ulp from fp64, and half the bytes.
+            tensors[prefix + name] = value.float() if prefix else value
+        tensors |= {f"{prefix}loss": loss.double().view(1), f"{prefix}losses": losses}
+        tensors[f"{prefix}grad_norms"] = norms
+    return tensors
+
+
+def report(dtype, tensors):
+    def worst(names):
+        def error(name):
+            truth = tensors[f"true.{name}"].double()
+            return ((tensors[name].double() - truth).abs().max() / truth.abs().max()).item()
+
+        return max(error(name) for name in names)
+
+    gradients = [name for name in tensors if name.startswith("grad.")]
+    norms = ", ".join(f"{n:.2f}" for n in tensors["true.grad_norms"].tolist())
+    print(f"{dtype}: loss {tensors['losses'][0]:.6f} -> {tensors['losses'][-1]:.6f}")
+    print(f"  gradient norms {norms}")
+    print("  PyTorch's largest error as a share of the tensor's largest element:")
+    print(f"  logits {worst(['logits']):.1e}, gradients {worst(gradients):.1e}", end=", ")
+    print(f"losses {worst(['losses']):.1e}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path(__file__).parent)
+    output = parser.parse_args().output
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+
+    generator = torch.Generator().manual_seed(SEED)
+    weights = make_weights(generator)
+    batches = make_batches(generator)
+    about = {
+        "config": CONFIG,
+        "optimizer": {**ADAMW, "weight_decay": WEIGHT_DECAY, "max_grad_norm": MAX_GRAD_NORM},
+        "torch": torch.__version__,
+    }
+    metadata = {"about": json.dumps(about)}  # one key: safetensors does not keep an order of keys
+
+    inputs = {f"weight.{name}": w for name, w in weights.items()}
+    inputs |= {"tokens": batches[0].int(), "targets": batches[1].int()}
+    save_file(inputs, output / "gpt2.safetensors", metadata)
+
+    fp32 = expected(weights, batches, lambda w: w, lambda w: w)
+    bf16 = expected(weights, batches, round_to_bf16, lambda w: round_to_bf16(w).double())
+    for dtype, tensors in {"fp32": fp32, "bf16": bf16}.items():
+        save_file(tensors, output / f"gpt2_{dtype}.safetensors", metadata)
+        report(dtype, tensors)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+#include <gtest/gtest.h>
+
+#include <limits>
+#include <tuple>
+
+#include "strata/error.h"
+#include "tests/kernels/ops/layer_testing.h"
+
+namespace strata::ops {
+namespace {
+
+struct LossReference {
+  Real loss;
+  Reals grad;
+};
+
+LossReference reference(const Tensor& logits, const Tensor& targets, double scale) {
+  const int64_t rows = targets.numel();
+  const int64_t vocab = logits.numel() / rows;
+  double count = 0;
+  for (int64_t row = 0; row < rows; ++row) count += targets[row] >= 0 ? 1 : 0;
+  LossReference result;
+  Sum losses;
+  for (int64_t row = 0; row < rows; ++row) {
+    const auto at = [&](int64_t c) { return logits[row * vocab + c]; };
+    double max = at(0);
+    for (int64_t c = 1; c < vocab; ++c) max = std::max(max, at(c));
+    Sum sum;
+    for (int64_t c = 0; c < vocab; ++c) sum.add(exp(Real(at(c)) - max));
+    const Real total = sum.total();
+    const auto target = static_cast<int64_t>(targets[row]);
+    for (int64_t c = 0; c < vocab; ++c) {
+      Real grad = exp(Real(at(c)) - max) * (Real(scale / count).rounded() / total);
+      if (c == target) grad = grad - Real(scale / count).rounded();
+      result.grad.push_back(target < 0 ? Real(0) : grad);
+    }
+    if (target >= 0) {
+      losses.add({std::log(total.value) + max - at(target), total.error / total.value});
+    }
+  }
+  const Real sum = losses.total();
+  result.loss = {sum.value / count, sum.error / count};
+  return result;
+}
+
+class LayerCrossEntropyTest
+    : public ::testing::TestWithParam<std::tuple<DType, std::pair<int64_t, int64_t>>> {
+ protected:
+  DType dtype() const { return std::get<0>(GetParam()); }
+  int64_t rows() const { return std::get<1>(GetParam()).first; }
+  int64_t vocab() const { return std::get<1>(GetParam()).second; }
+
+  double run(Bench& bench, const Tensor& logits, const TensorView& logits_grad, float scale) {
+    double loss = std::numeric_limits<double>::quiet_NaN();
+    const Tensor workspace = Tensor::scratch(bench->cross_entropy_workspace_bytes(rows()));
+    bench->cross_entropy({.logits = logits,
+                          .targets = targets_,
+                          .logits_grad = logits_grad,
+                          .loss = &loss,
+                          .loss_scale = scale,
+                          .workspace = workspace});
+    bench.finish();
+    return loss;
+  }
+
+  Bench bench_;
+  Tensor logits_ = Tensor::normal(dtype(), {rows(), vocab()}, 1, 0, 3);
+  Tensor targets_ = Tensor::ids({rows()}, vocab(), 2);
+};
+
+TEST_P(LayerCrossEntropyTest, MatchesDoublePrecisionInPlaceOrNot) {
+  const Tensor grad(dtype(), {rows(), vocab()});
+  const Tensor in_place = logits_.copy();
+  const LossReference want = reference(logits_, targets_, 8);
+  const double loss = run(bench_, logits_, grad, 8);
+  EXPECT_EQ(run(bench_, in_place, in_place, 8), loss);
+  EXPECT_EQ(run(bench_, logits_, {}, 8), loss);
+  EXPECT_NEAR(loss, want.loss.value, 4 * want.loss.error + 1e-12);
+  expect_close(grad, want.grad, "logits_grad");
+  EXPECT_TRUE(grad.same_bits(in_place));
+}
+
+TEST_P(LayerCrossEntropyTest, RowsWithoutTargetDoNotCount) {
+  for (int64_t row = 0; row < rows(); row += 2) targets_.as<int32_t>()[row] = -1;
+  const Tensor grad(dtype(), {rows(), vocab()});
+  const double loss = run(bench_, logits_, grad, 1);
+  if (rows() == 1) {
+    EXPECT_EQ(loss, 0);
+    expect_close(grad, Reals(static_cast<size_t>(vocab())), "logits_grad");
+    return;
+  }
+  const LossReference want = reference(logits_, targets_, 1);
+  EXPECT_NEAR(loss, want.loss.value, 4 * want.loss.error + 1e-12);
+  expect_close(grad, want.grad, "logits_grad");
+}
+
+TEST_P(LayerCrossEntropyTest, BitsDoNotDependOnThreads) {
+  Bench alone(1), team(3);
+  const Tensor one(dtype(), {rows(), vocab()});
+  const Tensor three(dtype(), {rows(), vocab()});
+  EXPECT_EQ(run(alone, logits_, one, 1), run(team, logits_, three, 1));
+  EXPECT_TRUE(one.same_bits(three));
+}
+
+TEST_P(LayerCrossEntropyTest, NaNShowsInTheLoss) {
+  logits_.set(vocab() - 1, std::numeric_limits<double>::quiet_NaN());
+  EXPECT_TRUE(std::isnan(run(bench_, logits_, {}, 1)));
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, LayerCrossEntropyTest,
+                         ::testing::Combine(::testing::ValuesIn(kLayerDTypes),
+                                            ::testing::Values(std::pair(1, 2), std::pair(9, 257),
+                                                              std::pair(130, 256))));
+
+TEST(LayerCrossEntropy, HugeLogitsStayFinite) {
+  Bench bench;
+  Tensor logits(DType::fp32, {1, 3});
+  logits.set(0, 3e38);
+  logits.set(1, -3e38);
+  logits.set(2, 3e38);
+  const Tensor targets = Tensor::ids({1}, 1, 1);
+  const Tensor grad(DType::fp32, {1, 3});
+  const Tensor workspace = Tensor::scratch(bench->cross_entropy_workspace_bytes(1));
+  double loss = 0;
+  bench->cross_entropy({.logits = logits,
+                        .targets = targets,
+                        .logits_grad = grad,
+                        .loss = &loss,
+                        .workspace = workspace});
+  bench.finish();
+  EXPECT_NEAR(loss, std::log(2.0), 1e-6);
+  EXPECT_NEAR(grad[0], -0.5, 1e-6);
+  EXPECT_NEAR(grad[1], 0, 1e-6);
+}
+
+TEST(LayerCrossEntropy, TargetsOutsideTheVocabularyFailTheWork) {
+  for (const int32_t bad : {-2, 5}) {
+    Bench bench;
+    const Tensor logits = Tensor::normal(DType::fp32, {2, 5}, 1);
+    const Tensor targets = Tensor::ids({2}, 5, 1);
+    targets.as<int32_t>()[1] = bad;
+    const Tensor workspace = Tensor::scratch(bench->cross_entropy_workspace_bytes(2));
+    double loss = 0;
+    bench->cross_entropy(
+        {.logits = logits, .targets = targets, .loss = &loss, .workspace = workspace});
+    EXPECT_THROW(bench.finish(), Error) << bad;
+  }
+}
+
+}  // namespace
+}  // namespace strata::ops

@@ -1,0 +1,121 @@
+#include <gtest/gtest.h>
+
+#include <limits>
+#include <tuple>
+
+#include "tests/kernels/ops/layer_testing.h"
+
+namespace strata::ops {
+namespace {
+
+class LayerElementwiseTest : public ::testing::TestWithParam<std::tuple<DType, int64_t>> {
+ protected:
+  DType dtype() const { return std::get<0>(GetParam()); }
+  int64_t numel() const { return std::get<1>(GetParam()); }
+
+  Bench bench_;
+};
+
+// sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3), and 2 u'.
+Real gate(const Real& x) {
+  const Real two_k = 2 * std::sqrt(2 / M_PI);
+  return Real(1) / (Real(1) + exp(Real(0) - two_k * (x + Real(0.044715) * x * x * x)));
+}
+Real gate_slope(const Real& x) {
+  return Real(2 * std::sqrt(2 / M_PI)) * (Real(1) + Real(3 * 0.044715) * x * x);
+}
+
+TEST_P(LayerElementwiseTest, GeluMatchesDoublePrecision) {
+  const Tensor x = Tensor::normal(dtype(), {numel()}, 1, 0, 3);
+  const Tensor out(dtype(), {numel()});
+  bench_->gelu_forward({x, out});
+  bench_.finish();
+  Reals want;
+  for (int64_t i = 0; i < numel(); ++i) want.push_back(Real(x[i]) * gate(x[i]));
+  expect_close(out, want, "out");
+}
+
+TEST_P(LayerElementwiseTest, GeluBackwardMatchesDoublePrecisionInPlace) {
+  const Tensor x = Tensor::normal(dtype(), {numel()}, 1, 0, 3);
+  const Tensor out_grad = Tensor::normal(dtype(), {numel()}, 2);
+  const Tensor x_grad(dtype(), {numel()});
+  const Tensor in_place = out_grad.copy();
+  bench_->gelu_backward({x, out_grad, x_grad});
+  bench_->gelu_backward({x, in_place, in_place});
+  bench_.finish();
+  Reals want;
+  for (int64_t i = 0; i < numel(); ++i) {
+    const Real s = gate(x[i]);
+    const Real slope = s + Real(x[i]) * s * (Real(1) - s) * gate_slope(x[i]);
+    want.push_back(Real(out_grad[i]) * slope);
+  }
+  expect_close(x_grad, want, "x_grad");
+  EXPECT_TRUE(x_grad.same_bits(in_place));
+}
+
+TEST_P(LayerElementwiseTest, AddMatchesDoublePrecisionInPlace) {
+  const Tensor a = Tensor::normal(dtype(), {numel()}, 1);
+  const Tensor b = Tensor::normal(dtype(), {numel()}, 2);
+  const Tensor out(dtype(), {numel()});
+  const Tensor in_place = b.copy();
+  bench_->add({a, b, out});
+  bench_->add({a, in_place, in_place});
+  bench_.finish();
+  Reals want;
+  for (int64_t i = 0; i < numel(); ++i) want.push_back(Real(a[i]) + Real(b[i]));
+  expect_close(out, want, "out");
+  EXPECT_TRUE(out.same_bits(in_place));
+}
+
+INSTANTIATE_TEST_SUITE_P(Sizes, LayerElementwiseTest,
+                         ::testing::Combine(::testing::ValuesIn(kLayerDTypes),
+                                            ::testing::Values(1, 15, 384, 5003)));
+
+TEST(LayerGelu, MatchesFiniteDifferences) {
+  Bench bench;
+  Tensor x = Tensor::normal(DType::fp32, {200}, 1, 0, 2);
+  const Tensor out(DType::fp32, {200});
+  const Tensor out_grad = Tensor::normal(DType::fp32, {200}, 2);
+  const Tensor x_grad(DType::fp32, {200});
+  bench->gelu_backward({x, out_grad, x_grad});
+  bench.finish();
+  expect_matches_differences(x, x_grad, out, out_grad, [&] {
+    bench->gelu_forward({x, out});
+    bench.finish();
+  });
+}
+
+TEST(LayerGelu, IsZeroOrTheIdentityFarOut) {
+  Bench bench;
+  Tensor x(DType::fp32, {4});
+  const Tensor slope(DType::fp32, {4});
+  const Tensor out(DType::fp32, {4});
+  Tensor one(DType::fp32, {4});
+  const double values[] = {-1e4, -20, 20, 1e4};
+  for (int64_t i = 0; i < 4; ++i) {
+    x.set(i, values[i]);
+    one.set(i, 1);
+  }
+  bench->gelu_forward({x, out});
+  bench->gelu_backward({x, one, slope});
+  bench.finish();
+  for (int64_t i = 0; i < 4; ++i) {
+    EXPECT_NEAR(out[i], std::max(values[i], 0.0), 1e-30) << values[i];
+    EXPECT_NEAR(slope[i], values[i] > 0 ? 1 : 0, 1e-6) << values[i];
+  }
+}
+
+TEST(LayerGelu, KeepsNaN) {
+  Bench bench;
+  for (const DType dtype : kLayerDTypes) {
+    Tensor x = Tensor::normal(dtype, {20}, 1);
+    x.set(3, std::numeric_limits<double>::quiet_NaN());
+    const Tensor out(dtype, {20});
+    bench->gelu_forward({x, out});
+    bench.finish();
+    for (int64_t i = 0; i < 20; ++i) EXPECT_EQ(std::isnan(out[i]), i == 3) << i;
+  }
+}
+
+}  // namespace
+}  // namespace strata::ops

@@ -1,0 +1,26 @@
+#include "tests/offload/offload_fixture.h"
+
+#include <cstdlib>
+#include <filesystem>
+
+namespace strata::offload {
+
+TemporaryDirectory::TemporaryDirectory() {
+  std::string pattern = (std::filesystem::temp_directory_path() / "strata-test-XXXXXX").string();
+  path_ = mkdtemp(pattern.data());
+}
+
+TemporaryDirectory::~TemporaryDirectory() { std::filesystem::remove_all(path_); }
+
+std::unique_ptr<Pump> make_pump(TrafficSink& traffic, const io::FaultPlan* faults,
+                                size_t capacity) {
+  NullLogSink log;
+  auto backend = io::make_backend(io::BackendChoice::automatic, 8, 2, log);
+  if (faults != nullptr) backend = io::make_fault_backend(std::move(backend), *faults);
+  io::IoEngine::Options options;
+  options.block_bytes = 64 << 10;
+  return std::make_unique<Pump>(
+      std::make_unique<io::IoEngine>(std::move(backend), options, traffic), capacity);
+}
+
+}  // namespace strata::offload

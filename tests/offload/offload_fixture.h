@@ -1,0 +1,31 @@
+// What tests of offload share: a directory, a host device, a pump over a chosen backend.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "io/block_file.h"
+#include "io/io_backend.h"
+#include "kernels/device/host_device.h"
+#include "offload/pump.h"
+#include "offload/recorder.h"
+#include "strata/log.h"
+
+namespace strata::offload {
+
+class TemporaryDirectory {
+ public:
+  TemporaryDirectory();
+  ~TemporaryDirectory();
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+// A pump over the automatic backend; with `faults`, behind the fault-injecting decorator.
+std::unique_ptr<Pump> make_pump(TrafficSink& traffic, const io::FaultPlan* faults = nullptr,
+                                size_t capacity = 32);
+
+}  // namespace strata::offload

@@ -1,0 +1,105 @@
+#include "offload/pump.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "strata/error.h"
+#include "tests/offload/offload_fixture.h"
+
+namespace strata::offload {
+namespace {
+
+constexpr uint64_t kBlock = 128 << 10;
+
+class PumpTest : public testing::Test {
+ protected:
+  io::BlockFile scratch(uint64_t bytes) {
+    return io::BlockFile::create_scratch(directory_.path(), bytes, {}, log_);
+  }
+  TemporaryDirectory directory_;
+  NullLogSink log_;
+  Recorder recorder_{0};
+  std::unique_ptr<Device> device_ = make_host_device({}, recorder_);
+};
+
+// Several threads, more requests than the pool has: each waits for room, none is lost.
+TEST_F(PumpTest, ServesManyThreadsThroughASmallPool) {
+  constexpr int kThreads = 4;
+  constexpr int kRounds = 24;
+  const io::FaultPlan faults{.seed = 3,
+                             .short_transfer_permille = 100,
+                             .error_permille = 0,
+                             .again_permille = 50,
+                             .delay_permille = 200,
+                             .max_delay_us = 200,
+                             .reorder = true,
+                             .fail_at = -1};
+  const auto pump = make_pump(recorder_, &faults, /*capacity=*/3);
+  const io::BlockFile file = scratch(kThreads * kBlock);
+  std::vector<std::thread> threads;
+  std::atomic<int> mismatches = 0;
+  for (int t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      const MemoryBlock out = device_->allocate_pinned(kBlock);
+      const MemoryBlock in = device_->allocate_pinned(kBlock);
+      for (int round = 0; round < kRounds; ++round) {
+        std::memset(out.data(), t * kRounds + round, kBlock);
+        const auto offset = static_cast<uint64_t>(t) * kBlock;
+        pump->submit({io::Op::write, &file, offset, out.data(), kBlock, {}}).wait();
+        pump->submit({io::Op::read, &file, offset, in.data(), kBlock, {}}).wait();
+        if (std::memcmp(out.data(), in.data(), kBlock) != 0) ++mismatches;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(mismatches, 0);
+  const uint64_t bytes = kThreads * kRounds * kBlock;
+  EXPECT_EQ(recorder_.link_bytes()[static_cast<size_t>(Activity::nvme_read)], bytes);
+  EXPECT_EQ(recorder_.link_bytes()[static_cast<size_t>(Activity::nvme_write)], bytes);
+}
+
+TEST_F(PumpTest, FailureReachesTheTicketAndTheContinuation) {
+  const io::FaultPlan faults{.error_permille = 1000};
+  const auto pump = make_pump(recorder_, &faults);
+  const io::BlockFile file = scratch(kBlock);
+  const MemoryBlock buffer = device_->allocate_pinned(kBlock);
+  const IoCommand command{io::Op::read, &file, 0, buffer.data(), kBlock, {}};
+  EXPECT_THROW(pump->submit(command).wait(), IoError);
+
+  std::atomic<int> called = 0;
+  pump->submit(command, {[](void* context, std::exception_ptr failure) noexcept {
+                           *static_cast<std::atomic<int>*>(context) = failure == nullptr ? 1 : 2;
+                         },
+                         &called});
+  pump->quiesce();
+  EXPECT_EQ(called, 2);
+}
+
+TEST_F(PumpTest, RefusesWhatTheFileDoesNotHold) {
+  const auto pump = make_pump(recorder_);
+  const io::BlockFile file = scratch(kBlock);
+  const MemoryBlock buffer = device_->allocate_pinned(kBlock);
+  EXPECT_THROW(pump->submit({io::Op::read, &file, kBlock, buffer.data(), kBlock, {}}).wait(),
+               IoError);
+  // and goes on serving
+  pump->submit({io::Op::write, &file, 0, buffer.data(), kBlock, {}}).wait();
+}
+
+TEST_F(PumpTest, DroppedTicketsStillFinish) {
+  const auto pump = make_pump(recorder_, nullptr, /*capacity=*/2);
+  const io::BlockFile file = scratch(16 * kBlock);
+  const MemoryBlock buffer = device_->allocate_pinned(kBlock);
+  for (uint64_t i = 0; i < 16; ++i) {
+    pump->submit({io::Op::write, &file, i * kBlock, buffer.data(), kBlock, {}});
+  }
+  pump->quiesce();
+  EXPECT_EQ(recorder_.link_bytes()[static_cast<size_t>(Activity::nvme_write)], 16 * kBlock);
+}
+
+}  // namespace
+}  // namespace strata::offload

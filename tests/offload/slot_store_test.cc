@@ -1,0 +1,130 @@
+#include "offload/slot_store.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "strata/error.h"
+#include "tests/offload/offload_fixture.h"
+
+namespace strata::offload {
+namespace {
+
+std::vector<SubGroup> three_groups() {
+  const Placement host({0, 1, 0}, 10);
+  const std::array<Placement, kOptimizerKindCount> state = {Placement({0, 0.2, 0.8}, 10),
+                                                            Placement({0, 0, 1}, 10), host};
+  return cut_sub_groups(4, host, state);  // 2 + 4 + 4 grains
+}
+
+TEST(SlotLayoutTest, SlotsAreDisjointAndHoldTheNvmeKinds) {
+  const auto groups = three_groups();
+  ASSERT_EQ(groups.size(), 3u);
+  const SlotLayout layout(groups, 2);
+  const std::vector<uint64_t> kinds = {1, 2, 2};
+  uint64_t next = 0;
+  for (const SubGroup& group : groups) {
+    const auto bytes =
+        kinds[static_cast<size_t>(group.index)] * static_cast<uint64_t>(group.grains.numel()) * 4;
+    for (int slot = 0; slot < 2; ++slot) {
+      EXPECT_EQ(layout.extent(group.index, slot).offset, next);
+      EXPECT_EQ(layout.extent(group.index, slot).bytes, bytes);
+      next += bytes;
+    }
+  }
+  EXPECT_EQ(layout.file_bytes(), next);
+}
+
+// The journal over a named file that is opened again, as after a kill.
+class JournalTest : public testing::Test {
+ protected:
+  SlotStore open(bool create) {
+    SlotLayout layout(three_groups(), 2);
+    const auto file = [&](const char* name, uint64_t bytes) {
+      const std::string path = directory_.path() + "/" + name;
+      return create ? io::BlockFile::create(path, bytes, {}, log_)
+                    : io::BlockFile::open(path, {}, log_);
+    };
+    SlotStore::Files files{file("state", layout.file_bytes()),
+                           file("journal", SlotStore::journal_bytes(layout))};
+    return SlotStore(std::move(layout), std::move(files), *pump_,
+                     {staging_.data(), staging_.bytes()});
+  }
+  void commit(SlotStore& store, const std::string& payload) {
+    store.commit(std::as_bytes(std::span(payload)));
+  }
+  static std::string text(const JournalRecord& record) {
+    return {reinterpret_cast<const char*>(record.payload.data()), record.payload.size()};
+  }
+  // Flips one bit of the journal file.
+  void damage(uint64_t offset) {
+    std::FILE* file = std::fopen((directory_.path() + "/journal").c_str(), "r+");
+    std::fseek(file, static_cast<long>(offset), SEEK_SET);
+    const int byte = std::fgetc(file);
+    std::fseek(file, static_cast<long>(offset), SEEK_SET);
+    std::fputc(byte ^ 4, file);
+    std::fclose(file);
+  }
+
+  TemporaryDirectory directory_;
+  NullLogSink log_;
+  NullTrafficSink traffic_;
+  std::unique_ptr<Device> device_ = make_host_device({}, traffic_);
+  MemoryBlock staging_ = device_->allocate_pinned(64 << 10);
+  std::unique_ptr<Pump> pump_ = make_pump(traffic_);
+};
+
+TEST_F(JournalTest, NothingToRecoverAtFirst) { EXPECT_FALSE(open(true).recover().has_value()); }
+
+TEST_F(JournalTest, CommitsFlipSlotsAndSurviveReopening) {
+  Extent first;
+  {
+    SlotStore store = open(true);
+    first = store.current(1);
+    const Extent other = store.next(1);
+    EXPECT_NE(first.offset, other.offset);
+    commit(store, "step 1");
+    EXPECT_EQ(store.current(1).offset, other.offset);
+    EXPECT_EQ(store.next(1).offset, first.offset);
+    commit(store, "step 2");
+    commit(store, "step 3");
+  }
+  SlotStore store = open(false);
+  const auto record = store.recover();
+  ASSERT_TRUE(record.has_value());
+  EXPECT_EQ(record->generation, 3u);
+  EXPECT_EQ(text(*record), "step 3");
+  EXPECT_NE(store.current(1).offset, first.offset);
+}
+
+TEST_F(JournalTest, ADamagedRecordFallsBackToTheOneBefore) {
+  uint64_t record_bytes = 0;
+  {
+    SlotStore store = open(true);
+    record_bytes = SlotStore::journal_bytes(store.layout()) / 2;
+    for (const char* payload : {"step 1", "step 2", "step 3"}) commit(store, payload);
+  }
+  damage(record_bytes + 45);  // record 3 lies in the second place
+  {
+    SlotStore store = open(false);
+    const auto record = store.recover();
+    ASSERT_TRUE(record.has_value());
+    EXPECT_EQ(text(*record), "step 2");
+  }
+  damage(45);
+  EXPECT_FALSE(open(false).recover().has_value());
+}
+
+TEST_F(JournalTest, AFailedCommitFlipsNothing) {
+  SlotStore store = open(true);
+  commit(store, "step 1");
+  const Extent current = store.current(1);
+  const std::string too_long(SlotStore::kMaxPayloadBytes + 1, 'x');
+  EXPECT_THROW(commit(store, too_long), Error);
+  EXPECT_EQ(store.current(1).offset, current.offset);
+}
+
+}  // namespace
+}  // namespace strata::offload

@@ -1,0 +1,227 @@
+// strata train: trains a GPT-2 on text.
+#include <fmt/format.h>
+
+#include <atomic>
+#include <csignal>
+#include <cstdio>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "strata/clock.h"
+#include "strata/engine.h"
+#include "strata/text_corpus.h"
+#include "tools/command.h"
+#include "tools/train_report.h"
+
+namespace strata::tools {
+namespace {
+
+struct TrainOptions {
+  std::string model;
+  std::string config;
+  std::string data;
+  int64_t steps = 0;
+  double max_seconds = std::numeric_limits<double>::infinity();
+  int64_t sequence = 0;
+  int64_t validate_every = 0;
+  std::string metrics;
+  std::string trace;
+  bool digest = false;
+  std::optional<uint64_t> seed;
+};
+
+// Set by the first SIGINT or SIGTERM: the step under way is finished. A second one ends at once.
+std::atomic<bool> stop_requested = false;
+
+extern "C" void request_stop(int signal_number) {
+  stop_requested.store(true);
+  std::signal(signal_number, SIG_DFL);
+}
+
+class StderrLog final : public LogSink {
+ public:
+  void log(LogLevel level, std::string_view message) override {
+    fmt::print(stderr, "{}{}\n", level == LogLevel::warning ? "warning: " : "", message);
+  }
+};
+
+class Training {
+ public:
+  explicit Training(const TrainOptions& options)
+      : options_(options),
+        world_(World::from_environment()),
+        gpt2_(models::Gpt2Config::from_file(options.model)),
+        config_(load_config()),
+        sequence_(options.sequence > 0 ? options.sequence : gpt2_.n_positions),
+        corpus_(TextCorpus::from_path(options.data, sequence_)),
+        metrics_(options.metrics) {
+    if (gpt2_.vocab_size < TextCorpus::kVocab) {
+      throw ConfigError(
+          fmt::format("text is trained byte by byte: set vocab_size in '{}' to {} or more",
+                      options.model, TextCorpus::kVocab));
+    }
+    check_trace_path();
+  }
+
+  void run() {
+    Engine::Options engine_options;
+    engine_options.micro_batch = {config_.micro_batch, sequence_};
+    engine_options.keep_trace = !options_.trace.empty();
+    engine_options.log = &log_;
+    Engine engine(models::gpt2(gpt2_), config_, world_, engine_options);
+    introduce(engine);
+    train(engine);
+    const double validation = validate(engine);
+    fmt::print("{}", totals_.table(engine.plan()));
+    fmt::print(
+        "validation loss {:.4f} nats/byte at step {} (unigram {:.4f}, bigram {:.4f}, trigram "
+        "{:.4f})\n",
+        validation, engine.step(), baselines_.unigram, baselines_.bigram, baselines_.trigram);
+    if (!options_.trace.empty()) {
+      engine.write_trace(options_.trace);
+      fmt::print("trace: {} (open it in ui.perfetto.dev)\n", options_.trace);
+    }
+    if (options_.digest) fmt::print("digest {}\n", engine.digest());
+  }
+
+ private:
+  Config load_config() const {
+    Config config = Config::from_file(options_.config, world_.size);
+    if (options_.seed) config.seed = *options_.seed;
+    return config;
+  }
+
+  void check_trace_path() const {
+    if (options_.trace.empty()) return;
+    std::FILE* file = std::fopen(options_.trace.c_str(), "w");
+    if (file == nullptr) {
+      throw ConfigError(
+          fmt::format("--trace '{}' cannot be written: name another file", options_.trace));
+    }
+    std::fclose(file);
+  }
+
+  void introduce(const Engine& engine) {
+    for (const std::string& line : engine.description()) fmt::print("{}\n", line);
+    if (!config_.no_effect_keys.empty()) {
+      fmt::print("keys without effect here: {}\n", fmt::join(config_.no_effect_keys, ", "));
+    }
+    fmt::print("{}", to_string(engine.plan()));
+    fmt::print("data: {} files ({} duplicates dropped), {} bytes to train on, {} held out\n",
+               corpus_.files(), corpus_.duplicate_files(), corpus_.train().size(),
+               corpus_.validation().size());
+    baselines_ = ngram_baselines(corpus_);
+    fmt::print(
+        "baselines on the held-out bytes, nats/byte: unigram {:.4f}, bigram {:.4f}, trigram "
+        "{:.4f}\n",
+        baselines_.unigram, baselines_.bigram, baselines_.trigram);
+    std::fflush(stdout);
+  }
+
+  void train(Engine& engine) {
+    TextSampler sampler(corpus_, sequence_, config_.seed);
+    std::vector<OwnedBatch> batches(static_cast<size_t>(config_.accumulation_steps));
+    for (OwnedBatch& batch : batches) batch.shape = {config_.micro_batch, sequence_};
+    Progress progress(options_.steps, options_.max_seconds);
+    const int64_t begin = now_ns();
+    int64_t skipped_in_a_row = 0;
+    while (engine.step() < options_.steps && !stop_requested) {
+      if (static_cast<double>(now_ns() - begin) * 1e-9 >= options_.max_seconds) break;
+      std::vector<Batch> views;
+      for (OwnedBatch& batch : batches) {
+        sampler.next(batch);
+        views.push_back(batch.view());
+      }
+      const StepResult result = engine.train_step(views);
+      totals_.add(result);
+      metrics_.write(result);
+      progress.show(result);
+      skipped_in_a_row = result.skipped ? skipped_in_a_row + 1 : 0;
+      if (skipped_in_a_row == kMaxSkipped) {
+        throw Error(fmt::format(
+            "{} steps in a row had gradients that are not finite: lower the learning rate",
+            kMaxSkipped));
+      }
+      const bool validation_due = options_.validate_every > 0 && !result.skipped &&
+                                  engine.step() % options_.validate_every == 0;
+      if (validation_due) {
+        progress.finish();
+        fmt::print("step {}  validation loss {:.4f}\n", engine.step(), validate(engine));
+      }
+    }
+    progress.finish();
+    if (stop_requested) fmt::print("stopped after step {}\n", engine.step());
+  }
+
+  double validate(Engine& engine) {
+    const auto owned = validation_batches(corpus_, {config_.micro_batch, sequence_});
+    std::vector<Batch> views;
+    for (const OwnedBatch& batch : owned) views.push_back(batch.view());
+    const double loss = engine.evaluate(views);
+    metrics_.write_validation(engine.step(), loss);
+    return loss;
+  }
+
+  static constexpr int64_t kMaxSkipped = 20;
+
+  const TrainOptions options_;
+  StderrLog log_;
+  const World world_;
+  const models::Gpt2Config gpt2_;
+  const Config config_;
+  const int64_t sequence_;
+  const TextCorpus corpus_;
+  MetricsFile metrics_;
+  NgramBaselines baselines_;
+  RunTotals totals_;
+};
+
+}  // namespace
+
+void add_train(CLI::App& app) {
+  auto options = std::make_shared<TrainOptions>();
+  CLI::App* command = app.add_subcommand("train", "Train a GPT-2 on text, byte by byte");
+  command
+      ->add_option("--model", options->model, "Model: Hugging Face's config.json, model_type gpt2")
+      ->required();
+  command
+      ->add_option("--config", options->config,
+                   "Run: DeepSpeed's ds_config.json; see docs/configuration.md")
+      ->required();
+  command->add_option("--data", options->data, "Text to train on: a file or a directory")
+      ->required();
+  command->add_option("--steps", options->steps, "Optimizer steps")
+      ->required()
+      ->check(CLI::PositiveNumber);
+  command
+      ->add_option("--max-seconds", options->max_seconds,
+                   "Stop after the step that passes this time")
+      ->check(CLI::PositiveNumber);
+  command
+      ->add_option("--sequence", options->sequence,
+                   "Tokens a row; the model's n_positions if not given")
+      ->check(CLI::PositiveNumber);
+  command
+      ->add_option("--validate-every", options->validate_every,
+                   "Print the validation loss every N steps")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--metrics", options->metrics, "Write a line of JSON a step to this file");
+  command->add_option("--trace", options->trace,
+                      "Write a Chrome trace (Perfetto opens it) to this file");
+  command->add_flag("--digest", options->digest, "Print a hash of the training state at the end");
+  command->add_option("--seed", options->seed,
+                      "Seed of initial values and data order, over the configuration's");
+  command->footer(
+      "Ctrl-C finishes the step under way and closes with the tables; a second one ends at once.\n"
+      "Example: strata train --model gpt2.json --config ds_config.json --data texts/ --steps 500");
+  command->callback([options] {
+    std::signal(SIGINT, request_stop);
+    std::signal(SIGTERM, request_stop);
+    Training(*options).run();
+  });
+}
+
+}  // namespace strata::tools

@@ -1,0 +1,69 @@
+// What `strata train` says while it runs and when it is done.
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <memory>
+#include <string>
+
+#include "strata/engine.h"
+#include "strata/text_corpus.h"
+
+namespace strata::tools {
+
+// A line of JSON a step.
+class MetricsFile {
+ public:
+  // Throws ConfigError when the file cannot be written; empty path: writes nothing.
+  explicit MetricsFile(const std::string& path);
+
+  void write(const StepResult& result);
+  void write_validation(int64_t step, double loss);
+
+ private:
+  void write_line(const std::string& line);
+
+  const std::string path_;
+  std::unique_ptr<std::FILE, int (*)(std::FILE*)> file_;
+};
+
+// A progress line: rewritten in place on a terminal, otherwise a line every few seconds.
+class Progress {
+ public:
+  Progress(int64_t steps, double max_seconds);
+
+  void show(const StepResult& result);
+  // Ends the line in place, so that what follows starts on its own.
+  void finish();
+
+ private:
+  const int64_t steps_;
+  const double max_seconds_;
+  const bool terminal_;
+  const int64_t begin_ns_;
+  int64_t last_shown_ns_ = 0;
+  int64_t tokens_ = 0;
+  bool open_ = false;
+};
+
+// Sums over a run's steps, for the closing table.
+class RunTotals {
+ public:
+  void add(const StepResult& result);
+  // Tiers with plan and peak; links with planned and measured bytes; where the time went.
+  std::string table(const PlanSummary& plan) const;
+  // True when every step moved exactly the bytes that the plan says.
+  bool traffic_as_planned(const PlanSummary& plan) const;
+
+ private:
+  int64_t steps_ = 0;
+  int64_t skipped_ = 0;
+  int64_t tokens_ = 0;
+  double seconds_ = 0;
+  StepResult::Phases phases_;
+  StepResult::Exposed exposed_;
+  LinkBytes moved_ = {};
+  std::array<uint64_t, kTierCount> peak_ = {};
+};
+
+}  // namespace strata::tools

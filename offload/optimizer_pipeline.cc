@@ -55,8 +55,11 @@ class OptimizerPipeline::Graph {
         bool overlap);
   ~Graph();
 
+  void read_ahead();
   void submit(int32_t sub_group);
+  void discard();
   void drain();
+  void settle();
 
  private:
   struct Job;
@@ -68,38 +71,54 @@ class OptimizerPipeline::Graph {
     const SubGroup* group = nullptr;
     std::byte* staging = nullptr;  // null: updated in place
     UpdateSpans spans;
-    Gateway* gateway = nullptr;  // where the job goes on when what it waits for is done
-    // Things it waits for. Set by exchange, so that what the last of them did is also ordered
-    // before the next node where ThreadSanitizer cannot see into oneTBB's hand-over.
-    std::atomic<int> pending = 0;
+    // Both count what the job still waits for. They are read where they are set, so that what the
+    // last arrival did is also ordered before the next node where ThreadSanitizer cannot see into
+    // oneTBB's hand-over.
+    std::atomic<int> gate = 2;     // before the update: its state is there, it was submitted
+    std::atomic<int> pending = 0;  // in update and write
+    // A job may still be writing what the last step left when the next step wants it read.
+    // Protected by mutex_.
+    bool under_way = false;
+    bool wanted = false;
   };
 
   // A task that reports when a queue has come to it. A poisoned queue skips and destroys it, which
   // reports too: a job never gets stuck.
   class Arrival {
    public:
-    explicit Arrival(Job& job) : job_(&job) {}
+    using Arrive = void (*)(void* job, std::exception_ptr failure) noexcept;
+    Arrival(Job& job, Arrive arrive) : job_(&job), arrive_(arrive) {}
     Arrival(Arrival&& other) noexcept
-        : job_(std::exchange(other.job_, nullptr)), reached_(other.reached_) {}
+        : job_(std::exchange(other.job_, nullptr)),
+          arrive_(other.arrive_),
+          reached_(other.reached_) {}
     ~Arrival();
     void operator()() { reached_ = true; }
 
    private:
     Job* job_;
+    Arrive arrive_;
     bool reached_ = false;
   };
 
   bool needs_staging(const SubGroup& group) const;
+  void want(Job& job);
+  void let_through(Job& job);
   void place(Job& job);
   void read(Job& job);
   void update(Job& job);
   void write(Job& job);
   void finish(Job& job);
 
-  void transfer(Job& job, io::Op op, Extent extent);
+  void transfer(Job& job, io::Op op, Extent extent,
+                void (*then)(void*, std::exception_ptr) noexcept);
   void fail(std::exception_ptr failure) noexcept;
-  // One of the things that a job waits for is done, well or not.
-  static void arrive(void* job, std::exception_ptr failure) noexcept;
+  // One of the things that a job waits for is done, well or not: before, in and after its update.
+  static void arrive_read(void* job, std::exception_ptr failure) noexcept;
+  static void arrive_updated(void* job, std::exception_ptr failure) noexcept;
+  static void arrive_written(void* job, std::exception_ptr failure) noexcept;
+  void arrive(Job& job, std::atomic<int>& count, Node& node, std::exception_ptr failure) noexcept;
+  void rethrow_failure();
   void note_wait() noexcept;
 
   // Constant after construction.
@@ -109,10 +128,12 @@ class OptimizerPipeline::Graph {
   const Arena staging_;
   const bool overlap_;
 
-  std::vector<Job> jobs_;  // by sub-group
+  std::vector<Job> jobs_;       // by sub-group
+  bool reading_ahead_ = false;  // the driver's
   // Since when no update has been running; the updates' queues and the driver take turns at it.
   std::atomic<int64_t> idle_since_ns_ = 0;
   std::atomic<bool> failed_ = false;
+  std::atomic<bool> discarding_ = false;
 
   std::mutex mutex_;  // protects what follows
   std::vector<std::byte*> free_staging_;
@@ -137,21 +158,9 @@ OptimizerPipeline::Graph::Graph(const Parts& parts, const StagingLayout& layout,
       jobs_(parts.state.spec().sub_groups.size()),
       staged_(graph_),
       limiter_(graph_, static_cast<size_t>(std::max(1, layout.buffers))),
-      read_(graph_, flow::serial,
-            [this](Job* job, Gateway& gateway) {
-              job->gateway = &gateway;
-              read(*job);
-            }),
-      update_(graph_, flow::serial,
-              [this](Job* job, Gateway& gateway) {
-                job->gateway = &gateway;
-                this->update(*job);
-              }),
-      write_(graph_, flow::serial,
-             [this](Job* job, Gateway& gateway) {
-               job->gateway = &gateway;
-               write(*job);
-             }),
+      read_(graph_, flow::serial, [this](Job* job, Gateway&) { read(*job); }),
+      update_(graph_, flow::serial, [this](Job* job, Gateway&) { this->update(*job); }),
+      write_(graph_, flow::serial, [this](Job* job, Gateway&) { write(*job); }),
       finish_(graph_, flow::serial, [this](Job* job) {
         finish(*job);
         return flow::continue_msg();
@@ -171,29 +180,82 @@ OptimizerPipeline::Graph::Graph(const Parts& parts, const StagingLayout& layout,
   flow::make_edge(flow::output_port<0>(write_), finish_);
 }
 
-OptimizerPipeline::Graph::~Graph() { graph_.wait_for_all(); }
+OptimizerPipeline::Graph::~Graph() {
+  discard();
+  if (parts_.pump != nullptr) parts_.pump->quiesce();
+  graph_.wait_for_all();
+}
 
 bool OptimizerPipeline::Graph::needs_staging(const SubGroup& group) const {
   return group.nvme_kinds() > 0 || group.param_tier != group.update_tier();
 }
 
+// Starts a job that passes through staging, or leaves that to the end of its last write.
+void OptimizerPipeline::Graph::want(Job& job) {
+  const std::lock_guard lock(mutex_);
+  if (job.under_way) {
+    job.wanted = true;
+  } else {
+    job.under_way = true;
+    staged_.try_put(&job);
+  }
+}
+
+void OptimizerPipeline::Graph::read_ahead() {
+  if (!overlap_) return;
+  reading_ahead_ = true;
+  for (Job& job : jobs_) {
+    if (needs_staging(*job.group)) want(job);
+  }
+}
+
 void OptimizerPipeline::Graph::submit(int32_t sub_group) {
-  Job* job = &jobs_[static_cast<size_t>(sub_group)];
+  Job& job = jobs_[static_cast<size_t>(sub_group)];
   int64_t never = 0;
   idle_since_ns_.compare_exchange_strong(never, now_ns());
-  graph_.reserve_wait();  // given back in finish()
-  if (needs_staging(*job->group)) {
-    staged_.try_put(job);
+  let_through(job);
+  if (!overlap_) settle();
+}
+
+void OptimizerPipeline::Graph::let_through(Job& job) {
+  graph_.reserve_wait();  // given back once the job's writes are under way
+  if (needs_staging(*job.group)) {
+    if (!reading_ahead_) want(job);
+    arrive_read(&job, nullptr);
   } else {
-    update_.try_put(job);
+    update_.try_put(&job);
   }
-  if (!overlap_) graph_.wait_for_all();
+}
+
+// What was read ahead goes through without being updated or written.
+void OptimizerPipeline::Graph::discard() {
+  if (!reading_ahead_) return;
+  discarding_.store(true);
+  for (Job& job : jobs_) {
+    if (needs_staging(*job.group)) let_through(job);
+  }
+  graph_.wait_for_all();
+  reading_ahead_ = false;
+  discarding_.store(false);
 }
 
 void OptimizerPipeline::Graph::drain() {
   graph_.wait_for_all();
+  reading_ahead_ = false;
+  parts_.copy_in.synchronize();
   note_wait();
   idle_since_ns_.store(0);
+  rethrow_failure();
+}
+
+void OptimizerPipeline::Graph::settle() {
+  graph_.wait_for_all();
+  if (parts_.pump != nullptr) parts_.pump->quiesce();
+  graph_.wait_for_all();
+  rethrow_failure();
+}
+
+void OptimizerPipeline::Graph::rethrow_failure() {
   if (!failed_) return;
   // A queue that failed knows the cause better than the task it skipped.
   parts_.host_update.synchronize();
@@ -233,18 +295,19 @@ void OptimizerPipeline::Graph::read(Job& job) {
     job.staging = free_staging_.back();
     free_staging_.pop_back();
   }
-  job.pending.exchange(1);
   if (job.group->nvme_kinds() > 0 && !failed_) {
-    transfer(job, io::Op::read, parts_.state.store()->current(job.group->index));
+    transfer(job, io::Op::read, parts_.state.store()->current(job.group->index),
+             &Graph::arrive_read);
   } else {
-    arrive(&job, nullptr);
+    arrive_read(&job, nullptr);
   }
 }
 
 void OptimizerPipeline::Graph::update(Job& job) {
+  job.gate.exchange(2);  // for the next step
   job.pending.exchange(1);
-  Arrival arrival(job);
-  if (failed_) {
+  Arrival arrival(job, &Graph::arrive_updated);
+  if (failed_ || discarding_) {
     arrival();
     return;
   }
@@ -262,33 +325,39 @@ void OptimizerPipeline::Graph::update(Job& job) {
 
 void OptimizerPipeline::Graph::write(Job& job) {
   const SubGroup& group = *job.group;
-  const bool to_disk = group.nvme_kinds() > 0 && !failed_;
-  const bool to_device = group.param_tier != group.update_tier() && !failed_;
+  const bool updated = !failed_ && !discarding_;
+  const bool to_disk = updated && group.nvme_kinds() > 0;
+  const bool to_device = updated && group.param_tier != group.update_tier();
   job.pending.exchange(1 + (to_disk ? 1 : 0) + (to_device ? 1 : 0));
-  if (to_disk) transfer(job, io::Op::write, parts_.state.store()->next(group.index));
+  if (to_disk) {
+    transfer(job, io::Op::write, parts_.state.store()->next(group.index), &Graph::arrive_written);
+  }
   if (to_device) {
     const auto bytes = static_cast<size_t>(group.grains.grains() *
                                            parts_.state.spec().grain_bytes(StateKind::param));
     parts_.copy_in.copy(parts_.state.resident(StateKind::param, group.grains.begin),
                         job.spans.param, bytes, CopyDirection::host_to_device,
                         {StateKind::param, group.index, "updated parameters"});
-    parts_.copy_in.run(Arrival(job));
+    parts_.copy_in.run(Arrival(job, &Graph::arrive_written));
   }
-  arrive(&job, nullptr);
-}
-
-void OptimizerPipeline::Graph::finish(Job& job) {
-  if (job.staging != nullptr) {
-    {
-      const std::lock_guard lock(mutex_);
-      free_staging_.push_back(std::exchange(job.staging, nullptr));
-    }
-    limiter_.decrementer().try_put(flow::continue_msg());
-  }
+  arrive_written(&job, nullptr);
   graph_.release_wait();
 }
 
-void OptimizerPipeline::Graph::transfer(Job& job, io::Op op, Extent extent) {
+void OptimizerPipeline::Graph::finish(Job& job) {
+  job.pending.load(std::memory_order_acquire);
+  if (!needs_staging(*job.group)) return;
+  {
+    const std::lock_guard lock(mutex_);
+    free_staging_.push_back(std::exchange(job.staging, nullptr));
+    job.under_way = std::exchange(job.wanted, false);
+    if (job.under_way) staged_.try_put(&job);
+  }
+  limiter_.decrementer().try_put(flow::continue_msg());
+}
+
+void OptimizerPipeline::Graph::transfer(Job& job, io::Op op, Extent extent,
+                                        void (*then)(void*, std::exception_ptr) noexcept) {
   IoCommand command;
   command.op = op;
   command.file = &parts_.state.store()->file();
@@ -297,20 +366,36 @@ void OptimizerPipeline::Graph::transfer(Job& job, io::Op op, Extent extent) {
   command.bytes = extent.bytes;
   command.tag = {StateKind::master, job.group->index,
                  op == io::Op::read ? "read state" : "write state"};
-  parts_.pump->submit(command, {&Graph::arrive, &job});
+  parts_.pump->submit(command, {then, &job});
 }
 
-void OptimizerPipeline::Graph::arrive(void* context, std::exception_ptr failure) noexcept {
-  Job* job = static_cast<Job*>(context);
-  if (failure != nullptr) job->graph->fail(std::move(failure));
+void OptimizerPipeline::Graph::arrive(Job& job, std::atomic<int>& count, Node& node,
+                                      std::exception_ptr failure) noexcept {
+  if (failure != nullptr) fail(std::move(failure));
   // Release what this part did, acquire what the others did.
-  if (job->pending.fetch_sub(1, std::memory_order_acq_rel) == 1) job->gateway->try_put(job);
+  if (count.fetch_sub(1, std::memory_order_acq_rel) == 1) node.gateway().try_put(&job);
+}
+
+void OptimizerPipeline::Graph::arrive_read(void* context, std::exception_ptr failure) noexcept {
+  Job& job = *static_cast<Job*>(context);
+  job.graph->arrive(job, job.gate, job.graph->read_, std::move(failure));
+}
+
+void OptimizerPipeline::Graph::arrive_updated(void* context, std::exception_ptr failure) noexcept {
+  Job& job = *static_cast<Job*>(context);
+  job.graph->arrive(job, job.pending, job.graph->update_, std::move(failure));
+}
+
+void OptimizerPipeline::Graph::arrive_written(void* context, std::exception_ptr failure) noexcept {
+  Job& job = *static_cast<Job*>(context);
+  job.graph->arrive(job, job.pending, job.graph->write_, std::move(failure));
 }
 
 OptimizerPipeline::Graph::Arrival::~Arrival() {
   if (job_ == nullptr) return;
-  arrive(job_, reached_ ? nullptr
-                        : std::make_exception_ptr(DeviceError("a queue failed during the update")));
+  arrive_(job_, reached_
+                    ? nullptr
+                    : std::make_exception_ptr(DeviceError("a queue failed during the update")));
 }
 
 void OptimizerPipeline::Graph::fail(std::exception_ptr failure) noexcept {
@@ -338,7 +423,10 @@ OptimizerPipeline::OptimizerPipeline(const Parts& parts, const StagingLayout& la
 
 OptimizerPipeline::~OptimizerPipeline() = default;
 
+void OptimizerPipeline::read_ahead() { graph_->read_ahead(); }
 void OptimizerPipeline::submit(int32_t sub_group) { graph_->submit(sub_group); }
+void OptimizerPipeline::discard() { graph_->discard(); }
 void OptimizerPipeline::drain() { graph_->drain(); }
+void OptimizerPipeline::settle() { graph_->settle(); }
 
 }  // namespace strata::offload

@@ -44,6 +44,7 @@ struct StagingLayout {
 StagingLayout staging_layout(const TrainingStateSpec& spec, int buffers);
 std::vector<Reservation> reservations_for(const StagingLayout& layout);
 
+// Driven by one thread.
 class OptimizerPipeline {
  public:
   struct Parts {
@@ -63,13 +64,22 @@ class OptimizerPipeline {
                     UpdateFn update, bool overlap);
   ~OptimizerPipeline();
 
+  // Starts bringing state into free staging buffers, in sub-group order, before any gradient is
+  // there: a step begins with it, so that reads hide under forward and backward. Does nothing
+  // without overlap.
+  void read_ahead();
   // Takes a sub-group whose gradient is complete; its gradient stays untouched until drain().
-  // Driver thread.
   void submit(int32_t sub_group);
-  // Waits until every sub-group taken is updated and where it belongs, in the slot that does not
-  // count yet: SlotStore::commit() is the caller's. Throws the first failure; the pipeline is then
-  // unusable. Driver thread.
+  // Drops what was read ahead: the step is skipped and the state stays as it is.
+  void discard();
+  // Waits until every sub-group taken is updated, its parameters are in place, and its state is on
+  // the way to the slot that does not count yet. Writes go on under what comes next; a sub-group is
+  // read again only after its own. Throws the first failure, of an earlier step's writes too; the
+  // pipeline is then unusable.
   void drain();
+  // Waits for the writes as well: before SlotStore::commit(), and before anybody else looks at the
+  // state. Throws likewise.
+  void settle();
 
  private:
   class Graph;

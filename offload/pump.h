@@ -5,6 +5,7 @@
 // request to come back. A request's buffer and file must stay until its ticket is done.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <cstddef>
@@ -77,6 +78,12 @@ class Pump {
   // Blocks until no request is under way.
   void quiesce();
 
+  // Bytes of all requests taken so far. A request's bytes are checked when it completes; until
+  // then they are counted here and not by the traffic sink.
+  uint64_t issued_bytes(io::Op op) const {
+    return issued_bytes_[static_cast<size_t>(op)].load(std::memory_order_relaxed);
+  }
+
   const std::string& engine_name() const { return engine_name_; }
 
  private:
@@ -98,6 +105,7 @@ class Pump {
 
   std::atomic<Node*> submitted_ = nullptr;  // a stack; the pump takes it whole and reverses it
   std::atomic<bool> stopping_ = false;
+  std::array<std::atomic<uint64_t>, 3> issued_bytes_ = {};  // by io::Op
 
   std::mutex mutex_;  // protects what follows
   std::condition_variable changed_;

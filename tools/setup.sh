@@ -16,8 +16,8 @@ readonly packages=(
   build-essential cmake ninja-build pkg-config clang-format  # g++ >= 12, cmake >= 3.25
   liburing-dev libxxhash-dev                                 # io
   libhwy-dev libdnnl-dev                                     # kernels
-  libtbb-dev libhwloc-dev libopenmpi-dev openmpi-bin         # offload, engine
-  nlohmann-json3-dev libcli11-dev libfmt-dev libspdlog-dev   # configuration, command, log
+  libtbb-dev libopenmpi-dev openmpi-bin                      # offload, engine
+  nlohmann-json3-dev libcli11-dev libfmt-dev                 # configuration, command, text
   libgtest-dev libgmock-dev                                  # tests
 )
 

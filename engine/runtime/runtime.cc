@@ -173,7 +173,9 @@ LayerContext Runtime::layer_context(const Action& action,
 
 void Runtime::forward(const Action& action, bool training) {
   const auto params = window_->use(action.unit, *compute_);
-  const LayerForward context{layer_context(action, params), boundary(action.unit),
+  // A recomputation is after the saved bytes alone.
+  const TensorView output = action.recompute ? TensorView{} : boundary(action.unit);
+  const LayerForward context{layer_context(action, params), output,
                              losses_.as<double>() + action.micro_batch, training,
                              /*loss_scale=*/1.0f};
   model_.layers[static_cast<size_t>(action.unit)]->forward(context);
@@ -238,11 +240,12 @@ StepResult Runtime::train_step(std::span<const Batch> micro_batches) {
   check_batches(micro_batches, static_cast<size_t>(config_.accumulation_steps));
   StepResult result;
   const int64_t begin = now_ns();
-  const LinkBytes moved_before = recorder_.link_bytes();
+  const LinkBytes moved_before = moved();
   const StepResult::Exposed exposed_before = exposed();
   marks_ = {};
   marks_.last = begin;
 
+  pipeline_->read_ahead();
   upload_tokens(micro_batches);
   execute(plan_->step, /*training=*/true);
   result.loss = read_losses(micro_batches.size());
@@ -260,7 +263,7 @@ StepResult Runtime::train_step(std::span<const Batch> micro_batches) {
   result.exposed.grad_buffer -= exposed_before.grad_buffer;
   result.exposed.landing -= exposed_before.landing;
   result.exposed.nvme -= exposed_before.nvme;
-  result.moved = recorder_.link_bytes();
+  result.moved = moved();
   for (size_t link = 0; link < kLinkCount; ++link) result.moved[link] -= moved_before[link];
   result.peak = tiers_->peak_bytes();
   return result;
@@ -273,6 +276,25 @@ StepResult::Exposed Runtime::exposed() const {
           seconds(recorder_.waited_ns(offload::OptimizerPipeline::kWaitLabel))};
 }
 
+// Transfers with the disk count when they are started: the last of a step's writes run under the
+// next step.
+LinkBytes Runtime::moved() const {
+  LinkBytes bytes = recorder_.link_bytes();
+  if (pump_ != nullptr) {
+    bytes[static_cast<size_t>(Activity::nvme_read)] = pump_->issued_bytes(io::Op::read);
+    bytes[static_cast<size_t>(Activity::nvme_write)] = pump_->issued_bytes(io::Op::write);
+  }
+  return bytes;
+}
+
+StateAccess& Runtime::state() {
+  pipeline_->settle();
+  // Every byte that was to be moved has been, by the count of completed transfers.
+  if (moved() != recorder_.link_bytes())
+    throw Error("a transfer was lost: bytes are unaccounted for");
+  return *access_;
+}
+
 // Norm, clip factor, overflow decision; then every sub-group; then commit.
 void Runtime::update(StepResult& result, double sum_of_squares) {
   // Local gradients are means over a rank's micro-batch; the step's is the mean over all of them.
@@ -281,7 +303,10 @@ void Runtime::update(StepResult& result, double sum_of_squares) {
   result.step = step_ + 1;
   result.lr = learning_rate(config_, step_ + 1);
   result.skipped = !std::isfinite(sum_of_squares);
-  if (result.skipped) return;
+  if (result.skipped) {
+    pipeline_->discard();
+    return;
+  }
 
   double scale = mean_scale;
   if (config_.gradient_clipping > 0) {
@@ -291,7 +316,8 @@ void Runtime::update(StepResult& result, double sum_of_squares) {
   optimizer_->begin_step(step_ + 1, result.lr, scale);
   for (const offload::SubGroup& group : plan_->state.sub_groups) pipeline_->submit(group.index);
   pipeline_->drain();
-  if (store_ != nullptr) {
+  if (plan_->state.slots > 1 && store_ != nullptr) {
+    pipeline_->settle();
     const int64_t payload = step_ + 1;
     store_->commit(std::as_bytes(std::span(&payload, 1)));
   }

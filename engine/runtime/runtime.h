@@ -39,8 +39,9 @@ class Runtime {
   StepResult train_step(std::span<const Batch> micro_batches);
   double evaluate(std::span<const Batch> micro_batches);
 
-  StateAccess& state() { return *access_; }
-  std::string digest() { return access_->digest(step_, /*loss_scale=*/1.0); }
+  // Between steps, with nothing of the last one under way.
+  StateAccess& state();
+  std::string digest() { return state().digest(step_, /*loss_scale=*/1.0); }
   int64_t step() const { return step_; }
   const Plan& plan() const { return *plan_; }
   const offload::Recorder& recorder() const { return recorder_; }
@@ -66,6 +67,7 @@ class Runtime {
   double read_losses(size_t count);
   void mark(int64_t Marks::*phase);
   StepResult::Exposed exposed() const;  // since the start
+  LinkBytes moved() const;              // likewise
   void update(StepResult& result, double sum_of_squares);
 
   const Model model_;

@@ -45,7 +45,7 @@ TEST_F(BudgetTest, ExactlyEnoughTrainsToTheSameBits) {
 
 TEST_F(BudgetTest, OneByteTooLittleIsRefusedWithWhatWouldFreeIt) {
   for (const auto& [tier, budget, setting] :
-       {std::tuple{Tier::device, &Config::device_memory, "offload_param.device = \"cpu\""},
+       {std::tuple{Tier::device, &Config::device_memory, "offload_optimizer.device = \"cpu\""},
         std::tuple{Tier::host, &Config::host_memory, "offload_optimizer.device = \"nvme\""}}) {
     Config config = config_;
     const uint64_t enough = needed(config, tier);
@@ -86,9 +86,10 @@ TEST_F(BudgetTest, SuggestionsFreeWhatTheySay) {
 }
 
 TEST_F(BudgetTest, ADiskTooSmallIsRefusedBeforeAnythingIsWritten) {
-  // A state file beyond any disk: 2^46 bytes of it.
+  // A state file beyond any disk: 12 * 2^42 bytes of it.
   auto gpt2 = tiny_gpt2();
-  gpt2.vocab_size = int64_t{1} << 36;
+  gpt2.vocab_size = int64_t{1} << 30;
+  gpt2.n_embd = 4096;
   Engine::Options options;
   options.micro_batch = {config_.micro_batch, 16};
   config_.optimizer_state.fill({0, 0, 1});

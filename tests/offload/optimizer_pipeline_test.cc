@@ -24,6 +24,8 @@ struct TierSetup {
   std::array<TierFractions, kOptimizerKindCount> state;
 };
 
+void PrintTo(const TierSetup& setup, std::ostream* out) { *out << setup.name; }
+
 constexpr TierFractions kDevice = {1, 0, 0};
 constexpr TierFractions kHost = {0, 1, 0};
 constexpr TierFractions kNvme = {0, 0, 1};
@@ -88,10 +90,13 @@ class Rig {
     }
   }
   std::vector<float> read(StateKind kind) {
+    pipeline_->settle();
     state_->read(kind, {0, kGrains}, transfer_.data());
     return {transfer_.as<float>(), transfer_.as<float>() + kGrains * kGrainNumel};
   }
+  OptimizerPipeline& pipeline() { return *pipeline_; }
   void step() {
+    pipeline_->read_ahead();
     for (const SubGroup& group : state_->spec().sub_groups) pipeline_->submit(group.index);
     pipeline_->drain();
   }
@@ -175,6 +180,21 @@ INSTANTIATE_TEST_SUITE_P(All, OptimizerPipelineTest,
                                           testing::Values(1, 3), testing::Bool(),
                                           testing::Values(0, 5)),
                          case_name);
+
+// A skipped step leaves the state as it was, and the next one goes on from it.
+TEST(OptimizerPipelineSkipTest, DiscardingChangesNothing) {
+  for (const TierSetup& setup : kSetups) {
+    Rig rig(setup, 4, 2, true, 3, toy_update);
+    rig.fill();
+    const auto before = rig.read(StateKind::master);
+    rig.pipeline().read_ahead();
+    rig.pipeline().discard();
+    EXPECT_EQ(rig.read(StateKind::master), before) << setup.name;
+    rig.step();
+    EXPECT_EQ(rig.read(StateKind::exp_avg)[5], 3007) << setup.name;
+    rig.pipeline().read_ahead();  // and goes down with reads under way
+  }
+}
 
 TEST(OptimizerPipelineFailureTest, ADiskErrorEndsTheStepAsIoError) {
   // Filling takes 3 kinds * 23 grains * 16 KiB / 64 KiB transfers; the failure is behind those.

@@ -38,6 +38,7 @@ def parse_arguments():
     add("--channels", type=int, default=384)
     add("--lr", type=float, default=1e-3)
     add("--warmup", type=int, default=100, help="steps of linear warm-up; constant after them")
+    add("--beta2", type=float, default=0.99, help="decay of the second moment")
     add("--weight-decay", type=float, default=0.1, help="on matrices and embeddings")
     add("--clip", type=float, default=1.0, help="global gradient norm")
     add("--seed", type=int, default=1)
@@ -132,7 +133,7 @@ class Trainer:
             {"params": [p for p in self.masters if p.dim() >= 2], "weight_decay": args.weight_decay},
             {"params": [p for p in self.masters if p.dim() < 2], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95), fused=True)
+        self.optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, args.beta2), fused=True)
         self.steps = 0
 
     def loss(self, tokens, targets):

@@ -225,12 +225,29 @@ TEST(AdamW, MomentsBelowTheSmallestNormalBecomeZero) {
   }
 }
 
-TEST(AdamW, NanStaysNanInParameters) {
-  for (DType dtype : kFloatDTypes) {
-    State run(DType::bf16, dtype, 100, 7);
-    for (int64_t i = 0; i < 100; ++i) run.grad.set_value(i, std::nanf(""));
-    run.update(scalars_at_step(1));
-    for (int64_t i = 0; i < 100; ++i) ASSERT_TRUE(std::isnan(run.param.value(i))) << i;
+TEST(AdamW, EveryNanIsTheSameNan) {
+  const float negative = std::bit_cast<float>(0xffc1'2345u);
+  const float signaling = std::bit_cast<float>(0x7f80'0001u);
+  const float inf = std::numeric_limits<float>::infinity();
+  for (std::string_view isa : available_isas()) {
+    const ForcedIsa forced(isa);
+    for (DType dtype : kFloatDTypes) {
+      State run(DType::fp32, dtype, 99, 7);
+      for (int64_t i = 0; i < 99; ++i) {
+        // One met as gradient, one met as moment, one made: infinity over infinity.
+        run.grad.set(i, i % 3 == 0 ? negative : i % 3 == 1 ? 0.0f : inf);
+        run.exp_avg.set(i, i % 3 == 1 ? signaling : 0.0f);
+        run.exp_avg_sq.set(i, 0.0f);
+      }
+      run.update(scalars_at_step(1));
+      Elements expected(dtype, 1);
+      expected.set_value(0, std::bit_cast<float>(0x7fc0'0000u));
+      for (int64_t i = 0; i < 99; ++i) {
+        ASSERT_EQ(run.master.bits(i), 0x7fc0'0000u) << isa << " " << i;
+        ASSERT_EQ(run.param.bits(i), expected.bits(0)) << isa << " " << i;
+        ASSERT_EQ(run.exp_avg.bits(i), i % 3 == 2 ? 0x7f80'0000u : 0x7fc0'0000u) << isa << " " << i;
+      }
+    }
   }
 }
 

@@ -105,7 +105,7 @@ TEST_P(LandGradient, GivesCopyOrSumInFp32) {
   for (int64_t i = 0; i < src.numel(); ++i) {
     if (how_.add) {
       const float sum = start.get<float>(i) + src.value(i);
-      ASSERT_TRUE(std::isnan(sum) ? std::isnan(dst.value(i)) : dst.value(i) == sum) << i;
+      ASSERT_EQ(dst.bits(i), std::bit_cast<uint32_t>(std::isnan(sum) ? kNan : sum)) << i;
     } else if (how_.src == how_.dst) {
       ASSERT_EQ(dst.bits(i), src.bits(i)) << i;
     } else {
@@ -127,7 +127,7 @@ TEST_P(LandGradient, SumIsNotFiniteExactlyWhereAnElementIsNot) {
   for (std::string_view isa : available_isas()) {
     const ForcedIsa forced(isa);
     for (float bad : {kNan, -kNan, kInf, -kInf}) {
-      for (int64_t at = 0; at < kGrainNumel; at += 37) {
+      for (int64_t at = 0; at < kGrainNumel; at += 131) {
         Elements src(how_.src, 3 * kGrainNumel);
         Elements dst(how_.dst, src.numel());
         src.set_value(kGrainNumel + at, bad);

@@ -1,0 +1,118 @@
+#include "tests/engine/golden_run.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "kernels/ops/numeric.h"
+#include "tests/engine/tiny_run.h"
+
+namespace strata::testing_support {
+namespace {
+
+std::string golden_path(const std::string& name) {
+  return std::string(STRATA_GOLDEN_DIR) + "/" + name + ".safetensors";
+}
+
+// The fixture's (steps, B, T) tokens and targets.
+std::vector<OwnedBatch> read_batches(const SafetensorsFixture& file) {
+  const std::vector<int64_t> shape = file.shape("tokens");
+  const std::vector<double> tokens = file.values("tokens"), targets = file.values("targets");
+  std::vector<OwnedBatch> batches;
+  for (int64_t step = 0; step < shape[0]; ++step) {
+    OwnedBatch batch = OwnedBatch::empty({shape[1], shape[2]});
+    const int64_t first = step * batch.shape.tokens();
+    for (int64_t i = 0; i < batch.shape.tokens(); ++i) {
+      const auto to = static_cast<size_t>(i), from = static_cast<size_t>(first + i);
+      batch.tokens[to] = static_cast<int32_t>(tokens[from]);
+      batch.targets[to] = static_cast<int32_t>(targets[from]);
+    }
+    batches.push_back(std::move(batch));
+  }
+  return batches;
+}
+
+}  // namespace
+
+GoldenInputs::GoldenInputs() : file(golden_path("gpt2")) {
+  const nlohmann::json about = file.about();
+  const auto& adamw = about.at("optimizer");
+  model = models::Gpt2Config::from_json(about.at("config").dump(), golden_path("gpt2"));
+  optimizer = {.lr = adamw.at("lr"),
+               .beta1 = adamw.at("betas").at(0),
+               .beta2 = adamw.at("betas").at(1),
+               .eps = adamw.at("eps"),
+               .weight_decay = adamw.at("weight_decay")};
+  max_grad_norm = adamw.at("max_grad_norm");
+  batches = read_batches(file);
+  parameters = file.names("weight.");
+}
+
+const GoldenInputs& golden_inputs() {
+  static const GoldenInputs inputs;
+  return inputs;
+}
+
+SafetensorsFixture golden_results(DType dtype) {
+  return SafetensorsFixture(golden_path("gpt2_" + std::string(name(dtype))));
+}
+
+Quantities golden_truth(const SafetensorsFixture& results) {
+  Quantities truth;
+  for (const char* name : {"loss", "logits"}) {
+    truth[name] = results.values(std::string("true.") + name);
+  }
+  for (const std::string& parameter : golden_inputs().parameters) {
+    truth["grad." + parameter] = results.values("true.grad." + parameter);
+  }
+  return truth;
+}
+
+GoldenRun::GoldenRun(const Options& options) : engine_(make_engine(options)) {
+  for (const std::string& parameter : golden_inputs().parameters) {
+    const std::vector<double> stored = golden_inputs().file.values("weight." + parameter);
+    std::vector<float> weights(stored.begin(), stored.end());
+    if (options.round_weights) {
+      std::transform(weights.begin(), weights.end(), weights.begin(), [](float weight) {
+        return ops::bf16_to_float(ops::float_to_bf16_half_away(weight));
+      });
+    }
+    engine_.write_parameter(parameter, weights);
+  }
+}
+
+Engine GoldenRun::make_engine(const Options& options) {
+  const GoldenInputs& inputs = golden_inputs();
+  Config config = tiny_config();
+  config.micro_batch = config.train_batch = inputs.batches.front().shape.batch;
+  config.accumulation_steps = 1;
+  config.dtype = options.dtype;
+  config.gradient_clipping = inputs.max_grad_norm;
+  config.optimizer = options.optimizer;
+  config.compute_threads = config.optimizer_threads = 1;  // tiny: handing work out costs more
+  Engine::Options engine_options;
+  engine_options.micro_batch = inputs.batches.front().shape;
+  engine::Disturbance disturbance;
+  disturbance.wrap_ops = [this](std::unique_ptr<ops::LayerOps> inner) {
+    return plant_errors(std::move(inner), *probe_);
+  };
+  return EngineTestAccess::make(models::gpt2(inputs.model), config, engine_options, disturbance);
+}
+
+StepResult GoldenRun::step(size_t batch, const std::optional<Plant>& plant) {
+  probe_->begin(plant);
+  const Batch view = golden_inputs().batches.at(batch).view();
+  return engine_.train_step({&view, 1});
+}
+
+Quantities GoldenRun::measure(size_t batch, const std::optional<Plant>& plant) {
+  Quantities measured;
+  measured["loss"] = {step(batch, plant).loss};
+  measured["logits"] = {probe_->logits().begin(), probe_->logits().end()};
+  for (const std::string& parameter : golden_inputs().parameters) {
+    const std::vector<float> grad = engine_.read_parameter(parameter, StateKind::grad);
+    measured["grad." + parameter] = {grad.begin(), grad.end()};
+  }
+  return measured;
+}
+
+}  // namespace strata::testing_support

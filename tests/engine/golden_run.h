@@ -1,0 +1,64 @@
+// The tiny GPT-2 that PyTorch computed (tests/golden/README.md), trained by an engine.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "strata/engine.h"
+#include "strata/text_corpus.h"
+#include "tests/engine/planted_ops.h"
+#include "tests/engine/safetensors_fixture.h"
+
+namespace strata::testing_support {
+
+// Tensors by name: "loss", "logits", "grad.NAME" for each parameter.
+using Quantities = std::map<std::string, std::vector<double>>;
+
+// What every run starts from. Read once, immutable.
+struct GoldenInputs {
+  GoldenInputs();
+
+  SafetensorsFixture file;
+  models::Gpt2Config model;
+  OptimizerConfig optimizer;
+  double max_grad_norm = 0;
+  std::vector<OwnedBatch> batches;      // one a step
+  std::vector<std::string> parameters;  // names
+};
+const GoldenInputs& golden_inputs();
+
+// gpt2_fp32 or gpt2_bf16.
+SafetensorsFixture golden_results(DType dtype);
+// The results of batch 0 by fp64 arithmetic.
+Quantities golden_truth(const SafetensorsFixture& results);
+
+// One engine that holds PyTorch's weights.
+class GoldenRun {
+ public:
+  struct Options {
+    DType dtype = DType::fp32;
+    bool round_weights = false;  // to bf16, half away from zero
+    // What the optimizer does; by default the weights stay as they are.
+    OptimizerConfig optimizer = {.lr = 0};
+  };
+  explicit GoldenRun(const Options& options);
+
+  // One step on a batch, with that error in the layers' mathematics.
+  StepResult step(size_t batch, const std::optional<Plant>& plant = {});
+  // Its loss, its logits and its gradients before clipping.
+  Quantities measure(size_t batch, const std::optional<Plant>& plant = {});
+  // What the last step computed.
+  const OpProbe& probe() const { return *probe_; }
+
+ private:
+  Engine make_engine(const Options& options);
+
+  const std::unique_ptr<OpProbe> probe_ = std::make_unique<OpProbe>();  // before what uses it
+  Engine engine_;
+};
+
+}  // namespace strata::testing_support

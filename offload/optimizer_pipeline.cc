@@ -45,8 +45,10 @@ std::vector<Reservation> reservations_for(const StagingLayout& layout) {
 
 // The flow graph:
 //
-//   submit -> [staged] -> [limiter] -> read -> update -> write -> finish
-//                \ updated in place: ------------^
+//   [staged] -> [limiter] -> read -> update -> write -> finish
+//
+// A job passes from read to update when its state is there and it was submitted; one that is
+// updated in place needs no read and starts there.
 //
 // A job is owned by whoever holds it: one node, or the pump or queue that works for it.
 class OptimizerPipeline::Graph {
@@ -74,7 +76,7 @@ class OptimizerPipeline::Graph {
     // Both count what the job still waits for. They are read where they are set, so that what the
     // last arrival did is also ordered before the next node where ThreadSanitizer cannot see into
     // oneTBB's hand-over.
-    std::atomic<int> gate = 2;     // before the update: its state is there, it was submitted
+    std::atomic<int> gate = 0;     // before the update: it was submitted, its state is there
     std::atomic<int> pending = 0;  // in update and write
     // A job may still be writing what the last step left when the next step wants it read.
     // Protected by mutex_.
@@ -102,6 +104,7 @@ class OptimizerPipeline::Graph {
   };
 
   bool needs_staging(const SubGroup& group) const;
+  int things_before_update(const SubGroup& group) const { return needs_staging(group) ? 2 : 1; }
   void want(Job& job);
   void let_through(Job& job);
   void place(Job& job);
@@ -172,6 +175,7 @@ OptimizerPipeline::Graph::Graph(const Parts& parts, const StagingLayout& layout,
     Job& job = jobs_[static_cast<size_t>(group.index)];
     job.graph = this;
     job.group = &group;
+    job.gate.store(things_before_update(group));
   }
   flow::make_edge(staged_, limiter_);
   flow::make_edge(limiter_, read_);
@@ -180,10 +184,20 @@ OptimizerPipeline::Graph::Graph(const Parts& parts, const StagingLayout& layout,
   flow::make_edge(flow::output_port<0>(write_), finish_);
 }
 
+// Whoever passes a job on may still be inside the graph when the job is done already: the graph
+// goes only after queues and pump are through with it.
 OptimizerPipeline::Graph::~Graph() {
   discard();
+  for (Queue* queue : {&parts_.host_update, &parts_.device_update, &parts_.copy_in}) {
+    try {
+      queue->synchronize();
+    } catch (...) {
+      // Met by whoever waited for the step.
+    }
+  }
   if (parts_.pump != nullptr) parts_.pump->quiesce();
   graph_.wait_for_all();
+  const std::lock_guard lock(mutex_);  // after the last finish()
 }
 
 bool OptimizerPipeline::Graph::needs_staging(const SubGroup& group) const {
@@ -219,12 +233,8 @@ void OptimizerPipeline::Graph::submit(int32_t sub_group) {
 
 void OptimizerPipeline::Graph::let_through(Job& job) {
   graph_.reserve_wait();  // given back once the job's writes are under way
-  if (needs_staging(*job.group)) {
-    if (!reading_ahead_) want(job);
-    arrive_read(&job, nullptr);
-  } else {
-    update_.try_put(&job);
-  }
+  if (needs_staging(*job.group) && !reading_ahead_) want(job);
+  arrive_read(&job, nullptr);
 }
 
 // What was read ahead goes through without being updated or written.
@@ -304,7 +314,7 @@ void OptimizerPipeline::Graph::read(Job& job) {
 }
 
 void OptimizerPipeline::Graph::update(Job& job) {
-  job.gate.exchange(2);  // for the next step
+  job.gate.exchange(things_before_update(*job.group));  // for the next step
   job.pending.exchange(1);
   Arrival arrival(job, &Graph::arrive_updated);
   if (failed_ || discarding_) {
@@ -346,9 +356,9 @@ void OptimizerPipeline::Graph::write(Job& job) {
 
 void OptimizerPipeline::Graph::finish(Job& job) {
   job.pending.load(std::memory_order_acquire);
-  if (!needs_staging(*job.group)) return;
   {
     const std::lock_guard lock(mutex_);
+    if (job.staging == nullptr) return;
     free_staging_.push_back(std::exchange(job.staging, nullptr));
     job.under_way = std::exchange(job.wanted, false);
     if (job.under_way) staged_.try_put(&job);

@@ -35,6 +35,11 @@ int64_t Engine::step() const { return runtime_->step(); }
 const PlanSummary& Engine::plan() const { return runtime_->plan().summary; }
 std::vector<std::string> Engine::description() const { return runtime_->description(); }
 
-void Engine::write_trace(const std::string& path) const { runtime_->recorder().write_trace(path); }
+void Engine::settle() { runtime_->settle(); }
+
+void Engine::write_trace(const std::string& path) {
+  runtime_->settle();
+  runtime_->recorder().write_trace(path);
+}
 
 }  // namespace strata

@@ -260,6 +260,7 @@ void OptimizerPipeline::Graph::drain() {
 
 void OptimizerPipeline::Graph::settle() {
   graph_.wait_for_all();
+  parts_.copy_in.synchronize();
   if (parts_.pump != nullptr) parts_.pump->quiesce();
   graph_.wait_for_all();
   rethrow_failure();
@@ -418,13 +419,14 @@ void OptimizerPipeline::Graph::fail(std::exception_ptr failure) noexcept {
 // update, its writes were not done.
 void OptimizerPipeline::Graph::note_wait() noexcept {
   const int64_t since = idle_since_ns_.load();
+  if (since == 0 || parts_.pump == nullptr) return;
   TrafficRecord record;
   record.activity = Activity::wait;
   record.tag = {StateKind::master, -1, kWaitLabel};
   record.lane = "optimizer";
   record.begin_ns = since;
   record.end_ns = now_ns();
-  if (since != 0) parts_.traffic.record(record);
+  parts_.traffic.record(record);
 }
 
 OptimizerPipeline::OptimizerPipeline(const Parts& parts, const StagingLayout& layout,

@@ -5,7 +5,7 @@
 // A sub-group that has state on nvme, or parameters on another tier than its update, passes through
 // one of a fixed number of staging buffers; the others are updated in place. The stages are a
 // oneTBB flow graph whose nodes only start work and are told when it is done: the pump moves bytes,
-// queues compute. No thread of the graph ever blocks.
+// queues compute. A node waits for no work, only for room in the pump's pool or in a queue.
 //
 // The order in which sub-groups are updated follows arrival and does not matter for their bits.
 #pragma once

@@ -13,6 +13,7 @@ struct Ticket::Node {
   std::exception_ptr failure;  // written before `done`
   std::atomic<bool> done = false;
   std::atomic<int> holders = 0;  // the pump, and the ticket if there is one
+  bool in_engine = false;        // the pump thread\'s
   Node* next = nullptr;          // in the free list or the submission stack
 };
 
@@ -130,7 +131,9 @@ void Pump::take_submissions() {
   while (in_order != nullptr) {
     Node* node = std::exchange(in_order, in_order->next);
     try {
+      if (engine_failure_ != nullptr) std::rethrow_exception(engine_failure_);
       engine_->submit(node->request);
+      node->in_engine = true;
     } catch (...) {
       node->failure = std::current_exception();
       complete(node);
@@ -150,16 +153,44 @@ void Pump::complete(Node* node) noexcept {
 }
 
 void Pump::run() {
+  while (true) {
+    try {
+      serve();
+      return;
+    } catch (...) {
+      fail_all(std::current_exception());
+    }
+  }
+}
+
+// The engine itself is broken: what it holds does not come back, and nothing more is given to it.
+void Pump::fail_all(std::exception_ptr failure) noexcept {
+  engine_failure_ = failure;
+  for (const auto& node : nodes_) {
+    if (!std::exchange(node->in_engine, false)) continue;
+    node->failure = failure;
+    complete(node.get());
+  }
+}
+
+// Until it is time to stop, or the engine fails.
+void Pump::serve() {
   std::array<io::IoRequest*, 64> finished;
   while (true) {
     take_submissions();
-    const bool stop = stopping_.load(std::memory_order_acquire) &&
-                      submitted_.load(std::memory_order_acquire) == nullptr &&
-                      engine_->in_flight() == 0;
-    if (stop) return;
+    const bool broken = engine_failure_ != nullptr;
+    if (stopping_.load(std::memory_order_acquire) && (broken || engine_->in_flight() == 0) &&
+        submitted_.load(std::memory_order_acquire) == nullptr) {
+      return;
+    }
+    if (broken) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      continue;
+    }
     const size_t count = engine_->reap(finished, std::chrono::milliseconds(-1));
     for (size_t i = 0; i < count; ++i) {
       Node* node = static_cast<Node*>(finished[i]->user);
+      node->in_engine = false;
       if (!finished[i]->ok()) {
         try {
           finished[i]->throw_if_failed();

@@ -97,6 +97,8 @@ class Pump {
   void take_submissions();
   void complete(Node* node) noexcept;
   void run();
+  void serve();
+  void fail_all(std::exception_ptr failure) noexcept;
 
   // Constant after construction.
   const std::unique_ptr<io::IoEngine> engine_;
@@ -105,6 +107,7 @@ class Pump {
 
   std::atomic<Node*> submitted_ = nullptr;  // a stack; the pump takes it whole and reverses it
   std::atomic<bool> stopping_ = false;
+  std::exception_ptr engine_failure_;                       // the pump's own
   std::array<std::atomic<uint64_t>, 3> issued_bytes_ = {};  // by io::Op
 
   std::mutex mutex_;  // protects what follows

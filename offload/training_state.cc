@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <exception>
 
 #include "strata/codec.h"
 #include "strata/error.h"
@@ -22,10 +23,19 @@ size_t optimizer_index(StateKind kind) {
   return static_cast<size_t>(kind) - static_cast<size_t>(StateKind::master);
 }
 
-// Waits for all of them; the pump's pool is finite, so callers do this every so often.
+// Waits for all of them, then throws the first failure: no transfer may outlive the call that
+// started it. The pump's pool is finite, so callers do this every so often.
 void wait_all(std::vector<Ticket>& tickets) {
-  for (Ticket& ticket : tickets) ticket.wait();
+  std::exception_ptr failure;
+  for (Ticket& ticket : tickets) {
+    try {
+      ticket.wait();
+    } catch (...) {
+      if (failure == nullptr) failure = std::current_exception();
+    }
+  }
   tickets.clear();
+  if (failure != nullptr) std::rethrow_exception(failure);
 }
 
 constexpr size_t kMaxTicketsHeld = 16;
@@ -146,8 +156,8 @@ void TrainingState::read(StateKind kind, GrainRange grains, std::byte* buffer) {
                      {kind, group.index, "transfer"});
     }
   });
-  transfer_.synchronize();
   wait_all(tickets);
+  transfer_.synchronize();
 }
 
 void TrainingState::write(StateKind kind, GrainRange grains, const std::byte* buffer) {
@@ -171,8 +181,8 @@ void TrainingState::write(StateKind kind, GrainRange grains, const std::byte* bu
                      {kind, group.index, "transfer"});
     }
   });
-  transfer_.synchronize();
   wait_all(tickets);
+  transfer_.synchronize();
 }
 
 }  // namespace strata::offload

@@ -131,15 +131,6 @@ void RunTotals::add(const StepResult& r) {
   peak_ = r.peak;
 }
 
-bool RunTotals::traffic_as_planned(const PlanSummary& plan) const {
-  for (size_t link = 0; link < kLinkCount; ++link) {
-    if (skipped_ == 0 && moved_[link] != plan.step_traffic[link] * static_cast<uint64_t>(steps_)) {
-      return false;
-    }
-  }
-  return true;
-}
-
 std::string RunTotals::table(const PlanSummary& plan) const {
   std::string out =
       fmt::format("{:<8} {:>12} {:>12} {:>12}\n", "tier", "peak MiB", "plan MiB", "budget MiB");
@@ -167,7 +158,6 @@ std::string RunTotals::table(const PlanSummary& plan) const {
       phases_.step / steps * 1e3, exposed_.gather / steps * 1e3, exposed_.grad_buffer / steps * 1e3,
       exposed_.landing / steps * 1e3, exposed_.nvme / steps * 1e3, steps_, skipped_, tokens_,
       seconds_ > 0 ? static_cast<double>(tokens_) / seconds_ : 0.0);
-  if (!traffic_as_planned(plan)) out += "warning: a step moved other bytes than planned\n";
   return out;
 }
 

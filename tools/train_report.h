@@ -52,8 +52,6 @@ class RunTotals {
   void add(const StepResult& result);
   // Tiers with plan and peak; links with planned and measured bytes; where the time went.
   std::string table(const PlanSummary& plan) const;
-  // True when every step moved exactly the bytes that the plan says.
-  bool traffic_as_planned(const PlanSummary& plan) const;
 
  private:
   int64_t steps_ = 0;

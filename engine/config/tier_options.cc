@@ -233,7 +233,7 @@ Group strata_group(ConfigDraft& draft) {
                 choice(out.device, {{"auto", DeviceChoice::automatic},
                                     {"host", DeviceChoice::host},
                                     {"cuda", DeviceChoice::cuda}}),
-                "What computes; auto takes a GPU where there is one."),
+                "What computes. auto is the host so far, also where there is a GPU."),
        honoured("strata.device_memory", bytes(out.device_memory),
                 "Budget of device memory; 0: as much as the plan needs and the device has."),
        honoured("strata.host_memory", bytes(out.host_memory),
@@ -264,7 +264,9 @@ Group strata_group(ConfigDraft& draft) {
                 "O_DIRECT; auto falls back to buffered files, with a warning, where the file "
                 "system refuses."),
        honoured("strata.slots", integer(out.slots, {1, 2}),
-                "Places on disk for each sub-group; with 2 the step before survives on disk."),
+                "Places on disk for each sub-group; with 2 the step before stays intact until the "
+                "next is "
+                "durable. The files are scratch so far."),
        honoured("strata.seed", integer(out.seed, {0, std::numeric_limits<uint64_t>::max()}),
                 "Seed of the initial parameters and of the order of the data.")}};
   add_placement(group.options, draft);

@@ -82,8 +82,12 @@ OutOfBudget out_of_budget(const PlanInput& input, const PlanSummary& plan, Tier 
 
   std::vector<std::pair<uint64_t, std::string>> freeing;
   for (const Change& change : possible_changes(input)) {
-    PlanInput changed{input.model,        change.config, input.world,
-                      change.micro_batch, input.ops,     input.machine};
+    // Room that a change makes would be filled with activations that are kept: left out here, so
+    // that what it frees shows.
+    Config config = change.config;
+    config.recompute = RecomputeChoice::always;
+    const PlanInput changed{input.model,        config,    input.world,
+                            change.micro_batch, input.ops, input.machine};
     try {
       const uint64_t then = make_plan_unchecked(changed).summary.needed_bytes[i];
       if (then < needed) freeing.emplace_back(needed - then, change.setting);

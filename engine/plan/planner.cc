@@ -3,8 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <functional>
+#include <cmath>
 #include <numeric>
+#include <string_view>
 
 #include "engine/plan/advice.h"
 #include "offload/slot_store.h"
@@ -14,7 +15,8 @@ namespace strata::engine {
 namespace {
 
 constexpr uint64_t kPieceAlignBytes = 4096;
-constexpr int64_t kTransferGrains = 256;  // 4 MiB of fp32
+constexpr int64_t kMaxAccumulationSteps = 1 << 16;  // a step's program is unrolled over them
+constexpr int64_t kTransferGrains = 256;            // 4 MiB of fp32
 // What the process grows by on top of its reservations while it trains: code generated for matrix
 // products, thread stacks, queues, the pages of libraries that are first used then.
 constexpr uint64_t kGrowthBytes = uint64_t{96} << 20;
@@ -33,10 +35,83 @@ GrainRange shard_grains(const Unit& unit, int world_size) {
   return {begin, begin + unit.trainable.shard_numel(world_size) / kGrainNumel};
 }
 
+void check_fractions(std::string_view kind, const TierFractions& fractions) {
+  const double sum = fractions.device + fractions.host + fractions.nvme;
+  const bool valid = fractions.device >= 0 && fractions.host >= 0 && fractions.nvme >= 0 &&
+                     std::abs(sum - 1.0) < 1e-6;
+  if (!valid) {
+    throw ConfigError(
+        fmt::format("the fractions of {} in device, host and nvme must add up to 1; "
+                    "they are {}, {} and {}",
+                    kind, fractions.device, fractions.host, fractions.nvme));
+  }
+}
+
+// A Config made by hand has passed no parser.
+void check_config(const PlanInput& input) {
+  const Config& config = input.config;
+  if (input.world.size != 1) {
+    throw ConfigError(
+        fmt::format("a world of {} ranks is not there yet: start one process", input.world.size));
+  }
+  if (input.model.layers.empty()) throw ConfigError("the model has no layers: give it one");
+  if (config.accumulation_steps < 1 || config.accumulation_steps > kMaxAccumulationSteps) {
+    throw ConfigError(fmt::format("gradient_accumulation_steps is {}: use 1 to {}",
+                                  config.accumulation_steps, kMaxAccumulationSteps));
+  }
+  if (config.sub_group_numel < kGrainNumel || config.sub_group_numel % kGrainNumel != 0) {
+    throw ConfigError(fmt::format("sub_group_numel is {}: use a positive multiple of {}",
+                                  config.sub_group_numel, kGrainNumel));
+  }
+  if (config.staging_buffers < 1 || config.slots < 1 || config.slots > 2) {
+    throw ConfigError("staging_buffers must be at least 1, and slots 1 or 2");
+  }
+  if (config.dtype != DType::fp32 && config.dtype != DType::bf16) {
+    throw ConfigError(
+        fmt::format("{} is not there yet: train in bf16 or fp32", name(config.dtype)));
+  }
+  check_fractions("param", config.param);
+  if (config.param.nvme > 0) {
+    throw ConfigError("parameters on nvme are not there yet: place them on device and host");
+  }
+  for (size_t i = 0; i < kOptimizerKindCount; ++i) {
+    const TierFractions& fractions = config.optimizer_state[i];
+    check_fractions(name(kOptimizerKinds[i]), fractions);
+    if (fractions.device != config.optimizer_state[0].device) {
+      throw ConfigError(
+          "master, exp_avg and exp_avg_sq must have one device fraction: an update "
+          "runs where all three are");
+    }
+    if (fractions.nvme > 0 && config.nvme_paths.empty()) {
+      throw ConfigError(fmt::format("{} is placed on nvme without a directory: set nvme_path",
+                                    name(kOptimizerKinds[i])));
+    }
+  }
+}
+
+void check_shape(const PlanInput& input) {
+  const BatchShape& shape = input.micro_batch;
+  if (shape.batch <= 0 || shape.sequence <= 0) {
+    throw ConfigError("a micro-batch needs at least one row and one token a row");
+  }
+  if (shape.sequence > input.model.max_sequence) {
+    throw ConfigError(
+        fmt::format("a row of {} tokens is longer than the model's {} positions: shorten the "
+                    "rows or raise n_positions",
+                    shape.sequence, input.model.max_sequence));
+  }
+}
+
+const PlanInput& checked(const PlanInput& input) {
+  check_config(input);
+  check_shape(input);
+  return input;
+}
+
 class Planner {
  public:
   explicit Planner(const PlanInput& input)
-      : input_(input),
+      : input_(checked(input)),
         element_bytes_(size_bytes(input.config.dtype)),
         plan_{.summary = {},
               .layout = ModelLayout(input.model, input.world.size),
@@ -51,7 +126,6 @@ class Planner {
               .transfer_grains = 0} {}
 
   Plan make() {
-    check_shape();
     plan_.segments = segment_table(plan_.layout, input_.world.rank);
     place_state();
     measure_layers();
@@ -68,19 +142,6 @@ class Planner {
   const std::vector<Unit>& units() const { return plan_.layout.units(); }
   uint64_t& needed(Tier tier) { return plan_.summary.needed_bytes[static_cast<size_t>(tier)]; }
   uint64_t& budget(Tier tier) { return plan_.summary.budget_bytes[static_cast<size_t>(tier)]; }
-
-  void check_shape() const {
-    const BatchShape& shape = input_.micro_batch;
-    if (shape.batch <= 0 || shape.sequence <= 0) {
-      throw ConfigError("a micro-batch needs at least one row and one token a row");
-    }
-    if (shape.sequence > input_.model.max_sequence) {
-      throw ConfigError(
-          fmt::format("a row of {} tokens is longer than the model's {} positions: shorten the "
-                      "rows or raise n_positions",
-                      shape.sequence, input_.model.max_sequence));
-    }
-  }
 
   void place_state() {
     const Config& config = input_.config;
@@ -203,18 +264,18 @@ class Planner {
     input.training = false;
     input.micro_batches = 1;
     plan_.evaluate = plain_program(input);
+    // Evaluation runs in the same window, and may put other units into its slots.
+    const auto& evaluate = plan_.evaluate.window_numel;
+    auto& window = plan_.step.window_numel;
+    window.resize(std::max(window.size(), evaluate.size()), 0);
+    for (size_t slot = 0; slot < evaluate.size(); ++slot) {
+      window[slot] = std::max(window[slot], evaluate[slot]);
+    }
   }
 
   void add(Tier tier, StateKind kind, const char* name, uint64_t bytes) {
     if (bytes == 0) return;
     plan_.summary.reservations.push_back({tier, kind, name, bytes});
-  }
-
-  uint64_t window_bytes() const {
-    // Evaluation runs in the same window.
-    return static_cast<uint64_t>(
-               std::max(sum(plan_.step.window_numel), sum(plan_.evaluate.window_numel))) *
-           element_bytes_;
   }
 
   void reserve() {
@@ -233,7 +294,8 @@ class Planner {
     const auto frozen_bytes =
         static_cast<uint64_t>(plan_.layout.frozen_grains() * kGrainNumel) * element_bytes_;
     add(plan_.frozen_tier, StateKind::param, reserved::kFrozen, frozen_bytes);
-    add(Tier::device, StateKind::param, reserved::kWindow, window_bytes());
+    add(Tier::device, StateKind::param, reserved::kWindow,
+        static_cast<uint64_t>(sum(plan_.step.window_numel)) * element_bytes_);
     add(Tier::device, StateKind::grad, reserved::kLocalGrads,
         static_cast<uint64_t>(sum(plan_.step.grad_slot_numel)) * element_bytes_);
     add(Tier::device, StateKind::activation, reserved::kBoundary, activations.boundary_bytes);
@@ -339,7 +401,6 @@ class Planner {
     summary.recomputed_units = std::count_if(actions.begin(), actions.end(), [](const Action& a) {
       return a.recompute && a.micro_batch == 0;
     });
-    summary.recovery = plan_.state.uses_nvme() && plan_.state.slots > 1 ? "step" : "none";
   }
 
   const PlanInput& input_;

@@ -21,11 +21,11 @@ Optimizer::Optimizer(const Plan& plan, const Config& config, ops::StateOps& devi
 }
 
 void Optimizer::begin_step(int64_t step, double lr, double grad_scale) {
-  scalars_.lr = static_cast<float>(lr);
-  scalars_.beta1 = static_cast<float>(config_.beta1);
-  scalars_.beta2 = static_cast<float>(config_.beta2);
-  scalars_.eps = static_cast<float>(config_.eps);
-  scalars_.grad_scale = static_cast<float>(grad_scale);
+  scalars_.lr = lr;
+  scalars_.beta1 = config_.beta1;
+  scalars_.beta2 = config_.beta2;
+  scalars_.eps = config_.eps;
+  scalars_.grad_scale = grad_scale;
   scalars_.bias_correction1 = 1.0 - std::pow(config_.beta1, static_cast<double>(step));
   scalars_.bias_correction2 = 1.0 - std::pow(config_.beta2, static_cast<double>(step));
 }
@@ -36,7 +36,7 @@ void Optimizer::update(const offload::UpdateSpans& spans, Queue& queue) const {
   const auto grad_bytes = static_cast<int64_t>(size_bytes(plan_.state.grad_dtype));
   for (const Segment& segment : segments_[static_cast<size_t>(spans.sub_group)]) {
     ops::AdamWScalars scalars = scalars_;
-    scalars.weight_decay = segment.weight_decay ? static_cast<float>(config_.weight_decay) : 0.0f;
+    scalars.weight_decay = segment.weight_decay ? config_.weight_decay : 0.0;
     ops::AdamWSpans part;
     part.master = reinterpret_cast<float*>(spans.state[0]) + segment.begin;
     part.exp_avg = reinterpret_cast<float*>(spans.state[1]) + segment.begin;

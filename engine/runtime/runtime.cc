@@ -72,7 +72,17 @@ Runtime::Runtime(Model model, const Config& config, const World& world,
   access_->initialize(config_.seed);
 }
 
-Runtime::~Runtime() = default;
+// Work that a failure left behind still uses what is about to go.
+Runtime::~Runtime() {
+  pipeline_.reset();
+  for (Queue* queue : {compute_.get(), copy_in_.get(), copy_out_.get(), host_.get()}) {
+    try {
+      queue->synchronize();
+    } catch (...) {
+      // Met by whoever waited for the step.
+    }
+  }
+}
 
 void Runtime::make_store(const Disturbance& disturbance) {
   io::IoEngine::Options engine_options;
@@ -253,6 +263,7 @@ StepResult Runtime::train_step(std::span<const Batch> micro_batches) {
   const int64_t step_begin = now_ns();
   update(result, sum_of_squares);
 
+  if (!result.skipped) check_traffic(moved_before, plan_->summary.step_traffic);
   const int64_t end = now_ns();
   result.tokens = shape_.tokens() * config_.accumulation_steps * world_.size;
   result.seconds = seconds(end - begin);
@@ -287,12 +298,26 @@ LinkBytes Runtime::moved() const {
   return bytes;
 }
 
-StateAccess& Runtime::state() {
+void Runtime::settle() {
   pipeline_->settle();
   // Every byte that was to be moved has been, by the count of completed transfers.
   if (moved() != recorder_.link_bytes())
     throw Error("a transfer was lost: bytes are unaccounted for");
+}
+
+StateAccess& Runtime::state() {
+  settle();
   return *access_;
+}
+
+void Runtime::check_traffic(const LinkBytes& before, const LinkBytes& planned) const {
+  const LinkBytes now = moved();
+  for (size_t link = 0; link < kLinkCount; ++link) {
+    if (now[link] - before[link] == planned[link]) continue;
+    throw Error(fmt::format("{} bytes went over {} where the plan says {}",
+                            now[link] - before[link], name(static_cast<Activity>(link)),
+                            planned[link]));
+  }
 }
 
 // Norm, clip factor, overflow decision; then every sub-group; then commit.
@@ -317,24 +342,34 @@ void Runtime::update(StepResult& result, double sum_of_squares) {
   for (const offload::SubGroup& group : plan_->state.sub_groups) pipeline_->submit(group.index);
   pipeline_->drain();
   if (plan_->state.slots > 1 && store_ != nullptr) {
+    TrafficRecord wait;
+    wait.activity = Activity::wait;
+    wait.tag = {StateKind::master, -1, offload::OptimizerPipeline::kWaitLabel};
+    wait.lane = "driver";
+    wait.begin_ns = now_ns();
     pipeline_->settle();
     const int64_t payload = step_ + 1;
     store_->commit(std::as_bytes(std::span(&payload, 1)));
+    wait.end_ns = now_ns();
+    recorder_.record(wait);
   }
   ++step_;
 }
 
 double Runtime::evaluate(std::span<const Batch> micro_batches) {
   check_batches(micro_batches, micro_batches.size());
+  settle();
   double sum = 0;
   int64_t counted = 0;
   for (const Batch& batch : micro_batches) {
     const auto targets = std::count_if(batch.targets.begin(), batch.targets.end(),
                                        [](int32_t target) { return target >= 0; });
     if (targets == 0) continue;
+    const LinkBytes moved_before = moved();
     upload_tokens({&batch, 1});
     execute(plan_->evaluate, /*training=*/false);
     sum += read_losses(1) * static_cast<double>(targets);
+    check_traffic(moved_before, plan_->summary.evaluate_traffic);
     counted += targets;
   }
   return counted == 0 ? 0.0 : sum / static_cast<double>(counted);
@@ -351,7 +386,8 @@ std::vector<std::string> Runtime::description() const {
                                 config_.nvme_paths.front(), plan_->summary.sub_groups,
                                 plan_->state.slots, plan_->state.slots == 1 ? "" : "s"));
   }
-  lines.push_back(fmt::format("recovery: {}", plan_->summary.recovery));
+  lines.push_back(fmt::format("recovery: {} (a killed run starts from the beginning)",
+                              plan_->summary.recovery));
   return lines;
 }
 

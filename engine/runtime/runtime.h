@@ -39,7 +39,9 @@ class Runtime {
   StepResult train_step(std::span<const Batch> micro_batches);
   double evaluate(std::span<const Batch> micro_batches);
 
-  // Between steps, with nothing of the last one under way.
+  // Waits for all that the last step left under way; throws what failed.
+  void settle();
+  // Between steps, settled.
   StateAccess& state();
   std::string digest() { return state().digest(step_, /*loss_scale=*/1.0); }
   int64_t step() const { return step_; }
@@ -55,6 +57,8 @@ class Runtime {
     int64_t backward_ns = 0;
   };
 
+  // Throws when other bytes moved since `before` than were planned.
+  void check_traffic(const LinkBytes& before, const LinkBytes& planned) const;
   void check_batches(std::span<const Batch> batches, size_t expected) const;
   void make_store(const Disturbance& disturbance);
   void upload_tokens(std::span<const Batch> batches);

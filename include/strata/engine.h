@@ -27,7 +27,7 @@ namespace strata {
 // What one step did. Times in seconds on this rank.
 struct StepResult {
   int64_t step = 0;      // counted from 1
-  double loss = 0;       // mean over the step's tokens
+  double loss = 0;       // mean of the micro-batches' mean losses
   double grad_norm = 0;  // global, before clipping
   double lr = 0;
   double loss_scale = 1;
@@ -87,10 +87,13 @@ class Engine {
 
   int64_t step() const;
   const PlanSummary& plan() const;
-  // One line each: device, I/O engine in force, recovery mode, placement.
+  // One line each: device, I/O engine in force, recovery mode.
   std::vector<std::string> description() const;
+  // Waits for the last step's writes to nvme, which otherwise run on under the next step. Throws
+  // IoError if one failed. evaluate(), digest() and write_trace() do so too.
+  void settle();
   // The trace as kept so far, in the Chrome format that Perfetto opens. Throws IoError.
-  void write_trace(const std::string& path) const;
+  void write_trace(const std::string& path);
 
  private:
   friend struct EngineTestAccess;

@@ -39,7 +39,7 @@ struct PlanSummary {
   int64_t sub_groups = 0;
   int64_t gather_window_units = 0;  // unit buffers for gathered parameters; 0: all stay on device
   int64_t recomputed_units = 0;     // units whose forward runs again in backward
-  std::string recovery;             // "none" or "step"
+  std::string recovery = "none";    // what survives a kill: nothing so far
 };
 
 // A table for people.

@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <fstream>
+#include <functional>
 #include <string>
+#include <vector>
 
 #include "tests/engine/tiny_run.h"
 
@@ -104,6 +106,43 @@ TEST_F(BudgetTest, ADiskTooSmallIsRefusedBeforeAnythingIsWritten) {
     EXPECT_EQ(error.tier, Tier::nvme) << error.what();
     EXPECT_NE(std::string(error.what()).find(directory_.path()), std::string::npos);
   }
+}
+
+// What no parser has looked at is checked by the engine too.
+TEST_F(BudgetTest, ImpossibleSettingsAreRefused) {
+  const std::vector<std::function<void(Config&)>> edits = {
+      [](Config& c) { c.sub_group_numel = 0; },
+      [](Config& c) { c.sub_group_numel = kGrainNumel + 1; },
+      [](Config& c) { c.staging_buffers = 0; },
+      [](Config& c) { c.slots = 0; },
+      [](Config& c) { c.slots = 3; },
+      [](Config& c) { c.accumulation_steps = 1 << 30; },
+      [](Config& c) { c.accumulation_steps = 0; },
+      [](Config& c) {
+        c.optimizer_state.fill({1, 0, 0}), c.param = {0, 1, 0};
+      },
+      [](Config& c) { c.optimizer_state[1].device += 0.1; },
+      [](Config& c) {
+        c.param = {0.5, 0.6, 0};
+      },
+      [](Config& c) {
+        c.param = {0, 0, 1};
+      },
+      [](Config& c) { c.dtype = DType::fp16; },
+      [](Config& c) { c.nvme_paths = {"/no/such/directory"}; },
+      [](Config& c) { c.nvme_paths.clear(); },
+  };
+  for (size_t i = 0; i < edits.size(); ++i) {
+    Config config = config_;
+    edits[i](config);
+    EXPECT_THROW(make(config), ConfigError) << "edit " << i;
+  }
+  Engine::Options options;
+  options.micro_batch = {2, 16};
+  EXPECT_THROW(Engine(models::gpt2(tiny_gpt2()), config_, World{0, 2, 0}, options), ConfigError);
+  EXPECT_THROW(Engine(Model{}, config_, World{}, options), ConfigError);
+  options.micro_batch = {2, 17};
+  EXPECT_THROW(Engine(models::gpt2(tiny_gpt2()), config_, World{}, options), ConfigError);
 }
 
 // More budget means fewer units recomputed, never other bits.

@@ -8,6 +8,7 @@
 #include "engine/runtime/runtime.h"
 #include "strata/engine.h"
 #include "strata/text_corpus.h"
+#include "tests/temporary_directory.h"
 
 namespace strata {
 
@@ -21,17 +22,6 @@ struct EngineTestAccess {
 };
 
 namespace testing_support {
-
-// A directory that is removed with everything in it.
-class TemporaryDirectory {
- public:
-  TemporaryDirectory();
-  ~TemporaryDirectory();
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
 
 // 64 channels, 2 blocks, 4 heads, 65 tokens, 16 positions: 28 grains, most parameters larger than
 // one grain.

@@ -1,16 +1,6 @@
 #include "tests/offload/offload_fixture.h"
 
-#include <cstdlib>
-#include <filesystem>
-
 namespace strata::offload {
-
-TemporaryDirectory::TemporaryDirectory() {
-  std::string pattern = (std::filesystem::temp_directory_path() / "strata-test-XXXXXX").string();
-  path_ = mkdtemp(pattern.data());
-}
-
-TemporaryDirectory::~TemporaryDirectory() { std::filesystem::remove_all(path_); }
 
 std::unique_ptr<Pump> make_pump(TrafficSink& traffic, const io::FaultPlan* faults,
                                 size_t capacity) {

@@ -1,9 +1,7 @@
-// What tests of offload share: a directory, a host device, a pump over a chosen backend.
+// What tests of offload share: a directory, and a pump over a chosen backend.
 #pragma once
 
 #include <memory>
-#include <string>
-#include <vector>
 
 #include "io/block_file.h"
 #include "io/io_backend.h"
@@ -11,18 +9,11 @@
 #include "offload/pump.h"
 #include "offload/recorder.h"
 #include "strata/log.h"
+#include "tests/temporary_directory.h"
 
 namespace strata::offload {
 
-class TemporaryDirectory {
- public:
-  TemporaryDirectory();
-  ~TemporaryDirectory();
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
+using testing_support::TemporaryDirectory;
 
 // A pump over the automatic backend; with `faults`, behind the fault-injecting decorator.
 std::unique_ptr<Pump> make_pump(TrafficSink& traffic, const io::FaultPlan* faults = nullptr,

@@ -90,6 +90,30 @@ TEST_F(PumpTest, RefusesWhatTheFileDoesNotHold) {
   pump->submit({io::Op::write, &file, 0, buffer.data(), kBlock, {}}).wait();
 }
 
+// A backend whose reap fails for good, as when the kernel takes the ring away.
+class BrokenBackend final : public io::IoBackend {
+ public:
+  void submit(const io::Transfer&) override {}
+  size_t reap(std::span<io::Completion>, std::chrono::milliseconds) override {
+    throw IoError("the ring is gone", "", 0, EBADF);
+  }
+  void wake() override {}
+  uint32_t max_in_flight() const override { return 4; }
+  std::string name() const override { return "broken"; }
+};
+
+TEST_F(PumpTest, ABrokenEngineFailsEveryRequestAndTheProcessLives) {
+  Pump pump(std::make_unique<io::IoEngine>(std::make_unique<BrokenBackend>(),
+                                           io::IoEngine::Options{}, recorder_),
+            8);
+  const io::BlockFile file = scratch(kBlock);
+  const MemoryBlock buffer = device_->allocate_pinned(kBlock);
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_THROW(pump.submit({io::Op::read, &file, 0, buffer.data(), kBlock, {}}).wait(), IoError);
+  }
+  pump.quiesce();
+}
+
 TEST_F(PumpTest, DroppedTicketsStillFinish) {
   const auto pump = make_pump(recorder_, nullptr, /*capacity=*/2);
   const io::BlockFile file = scratch(16 * kBlock);

@@ -10,7 +10,6 @@
 #include <string>
 #include <vector>
 
-#include "strata/clock.h"
 #include "strata/engine.h"
 #include "strata/text_corpus.h"
 #include "tools/command.h"
@@ -126,16 +125,17 @@ class Training {
     std::vector<OwnedBatch> batches(static_cast<size_t>(config_.accumulation_steps));
     for (OwnedBatch& batch : batches) batch.shape = {config_.micro_batch, sequence_};
     Progress progress(options_.steps, options_.max_seconds);
-    const int64_t begin = now_ns();
+    double trained_seconds = 0;  // without validation
     int64_t skipped_in_a_row = 0;
     while (engine.step() < options_.steps && !stop_requested) {
-      if (static_cast<double>(now_ns() - begin) * 1e-9 >= options_.max_seconds) break;
+      if (trained_seconds >= options_.max_seconds) break;
       std::vector<Batch> views;
       for (OwnedBatch& batch : batches) {
         sampler.next(batch);
         views.push_back(batch.view());
       }
       const StepResult result = engine.train_step(views);
+      trained_seconds += result.seconds;
       totals_.add(result);
       metrics_.write(result);
       progress.show(result);
@@ -198,7 +198,7 @@ void add_train(CLI::App& app) {
       ->check(CLI::PositiveNumber);
   command
       ->add_option("--max-seconds", options->max_seconds,
-                   "Stop after the step that passes this time")
+                   "Stop after the step that passes this many seconds of training")
       ->check(CLI::PositiveNumber);
   command
       ->add_option("--sequence", options->sequence,

@@ -33,10 +33,6 @@ void Ticket::release() noexcept {
   if (Node* node = std::exchange(node_, nullptr)) node->pump->recycle(node);
 }
 
-bool Ticket::done() const {
-  return node_ == nullptr || node_->done.load(std::memory_order_acquire);
-}
-
 void Ticket::wait() {
   if (node_ == nullptr) return;
   node_->done.wait(false, std::memory_order_acquire);

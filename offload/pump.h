@@ -49,7 +49,6 @@ class Ticket {
 
   // Blocks until the request is done; throws IoError if it failed. Any thread.
   void wait();
-  bool done() const;
 
  private:
   friend class Pump;

@@ -8,19 +8,7 @@
 
 namespace strata::offload {
 
-void check_budgets(const PlanSummary& plan) {
-  for (Tier tier : kTiers) {
-    const uint64_t needed = plan.needed_bytes[static_cast<size_t>(tier)];
-    const uint64_t budget = plan.budget_bytes[static_cast<size_t>(tier)];
-    if (needed <= budget) continue;
-    throw OutOfBudget(
-        fmt::format("the {} tier needs {} bytes and may hold {}", name(tier), needed, budget), tier,
-        needed, budget);
-  }
-}
-
 TierManager::TierManager(Device& device, const PlanSummary& plan) : device_(device) {
-  check_budgets(plan);
   for (const Reservation& reservation : plan.reservations) claims_.push_back({reservation, false});
 }
 

@@ -1,8 +1,7 @@
 // Hands out the plan's memory, and nothing else.
 //
 // The only client of the device's allocator. Every claim is a reservation of the plan, claimed
-// once, under its name; the budgets were checked when the plan was made and are checked again here.
-// After start nothing is claimed, so the steady state allocates nothing.
+// once, under its name. After start nothing is claimed, so the steady state allocates nothing.
 #pragma once
 
 #include <array>
@@ -35,12 +34,9 @@ class Arena {
   MemoryBlock block_;
 };
 
-// Throws OutOfBudget for the first tier whose reservations exceed its budget: needed, available.
-void check_budgets(const PlanSummary& plan);
-
 class TierManager {
  public:
-  // `device` must outlive the manager and its arenas. Checks the budgets.
+  // `device` must outlive the manager and its arenas. The plan is within its budgets.
   TierManager(Device& device, const PlanSummary& plan);
 
   // Claims the reservation of this name in device or host memory. An empty arena when the plan

@@ -42,6 +42,17 @@ struct Workspace {
   }
 };
 
+// Where one call's tensors lie.
+struct Views {
+  Saved saved;
+  Workspace workspace;
+
+  Views(const LayerContext& context, const Gpt2Config& config)
+      : saved(context.saved, context.batch.tokens(), config.vocab_size, context.input.dtype),
+        workspace(context.workspace, context.ops, context.batch.tokens(), config.n_embd,
+                  config.vocab_size, context.input.dtype) {}
+};
+
 void normalize(const LayerContext& context, const Workspace& workspace, float eps) {
   context.ops.layer_norm_forward({.x = context.input,
                                   .weight = context.params[kNormWeight],
@@ -71,11 +82,7 @@ LayerFootprint Gpt2Head::footprint(const ops::LayerOps& ops, const BatchShape& b
 }
 
 void Gpt2Head::forward(const LayerForward& context) const {
-  const int64_t rows = context.batch.tokens();
-  const DType dtype = context.input.dtype;
-  const Saved saved(context.saved, rows, config_.vocab_size, dtype);
-  const Workspace workspace(context.workspace, context.ops, rows, config_.n_embd,
-                            config_.vocab_size, dtype);
+  const auto& [saved, workspace] = Views(context, config_);
   normalize(context, workspace, config_.layer_norm_epsilon);
   context.ops.linear_forward({.x = workspace.normalized,
                               .weight = context.params[kTokens],
@@ -85,7 +92,7 @@ void Gpt2Head::forward(const LayerForward& context) const {
                               .weight_transposed = true,
                               .workspace = workspace.scratch});
   context.ops.cross_entropy({.logits = saved.logits,
-                             .targets = reshaped(context.targets, {rows}),
+                             .targets = reshaped(context.targets, {context.batch.tokens()}),
                              .logits_grad = context.training ? saved.logits : TensorView{},
                              .loss = context.loss,
                              .loss_scale = context.loss_scale,
@@ -93,11 +100,7 @@ void Gpt2Head::forward(const LayerForward& context) const {
 }
 
 void Gpt2Head::backward(const LayerBackward& context) const {
-  const int64_t rows = context.batch.tokens();
-  const DType dtype = context.input.dtype;
-  const Saved saved(context.saved, rows, config_.vocab_size, dtype);
-  const Workspace workspace(context.workspace, context.ops, rows, config_.n_embd,
-                            config_.vocab_size, dtype);
+  const auto& [saved, workspace] = Views(context, config_);
   normalize(context, workspace, config_.layer_norm_epsilon);
   context.ops.linear_backward({.x = workspace.normalized,
                                .weight = context.params[kTokens],

@@ -11,6 +11,14 @@ double mib(uint64_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
 
 }  // namespace
 
+std::optional<Tier> PlanSummary::over_budget() const {
+  for (Tier tier : kTiers) {
+    const auto i = static_cast<size_t>(tier);
+    if (needed_bytes[i] > budget_bytes[i]) return tier;
+  }
+  return std::nullopt;
+}
+
 std::string to_string(const PlanSummary& plan) {
   std::string out = fmt::format("plan: {} parameters, {:.1f} MiB of training state\n",
                                 plan.parameters, mib(plan.training_state_bytes));

@@ -414,12 +414,8 @@ Plan make_plan_unchecked(const PlanInput& input) { return Planner(input).make();
 
 Plan make_plan(const PlanInput& input) {
   Plan plan = make_plan_unchecked(input);
-  for (Tier tier : kTiers) {
-    const auto i = static_cast<size_t>(tier);
-    if (plan.summary.needed_bytes[i] > plan.summary.budget_bytes[i]) {
-      throw out_of_budget(input, plan.summary, tier);
-    }
-  }
+  const std::optional<Tier> tier = plan.summary.over_budget();
+  if (tier) throw out_of_budget(input, plan.summary, *tier);
   return plan;
 }
 

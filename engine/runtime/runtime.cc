@@ -76,11 +76,7 @@ Runtime::Runtime(Model model, const Config& config, const World& world,
 Runtime::~Runtime() {
   pipeline_.reset();
   for (Queue* queue : {compute_.get(), copy_in_.get(), copy_out_.get(), host_.get()}) {
-    try {
-      queue->synchronize();
-    } catch (...) {
-      // Met by whoever waited for the step.
-    }
+    queue->finish();
   }
 }
 
@@ -380,6 +376,11 @@ std::vector<std::string> Runtime::description() const {
   lines.push_back(fmt::format("device: {}, {} compute threads, optimizer on {} threads ({})",
                               device_->description(), thread_count(config_.compute_threads),
                               thread_count(config_.optimizer_threads), ops::active_isa()));
+  if (layer_ops_->product_dtype(config_.dtype) != config_.dtype) {
+    lines.push_back(
+        fmt::format("this CPU has no {0} instructions: {0} products are computed in {1}",
+                    name(config_.dtype), name(layer_ops_->product_dtype(config_.dtype))));
+  }
   if (store_ != nullptr) {
     lines.push_back(fmt::format("nvme: {} ({}, {}), {} sub-groups, {} slot{}", pump_->engine_name(),
                                 store_->file().direct() ? "O_DIRECT" : "buffered",

@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -40,6 +41,9 @@ struct PlanSummary {
   int64_t gather_window_units = 0;  // unit buffers for gathered parameters; 0: all stay on device
   int64_t recomputed_units = 0;     // units whose forward runs again in backward
   std::string recovery = "none";    // what survives a kill: nothing so far
+
+  // The first tier that needs more than its budget.
+  std::optional<Tier> over_budget() const;
 };
 
 // A table for people.

@@ -4,6 +4,13 @@
 
 namespace strata {
 
+void Queue::finish() noexcept {
+  try {
+    synchronize();
+  } catch (...) {
+  }
+}
+
 MemoryBlock& MemoryBlock::operator=(MemoryBlock&& other) noexcept {
   if (this != &other) {
     reset();

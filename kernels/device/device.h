@@ -89,6 +89,8 @@ class Queue {
 
   // Blocks until everything enqueued is done; throws what it threw.
   void synchronize() { record().wait(); }
+  // The same for destructors: drops a failure, which whoever waits for the work has been told.
+  void finish() noexcept;
 
   // cudaStream_t for people's own kernels; null on the host device.
   virtual void* native_handle() const { return nullptr; }

@@ -21,6 +21,7 @@
 #include <memory>
 
 #include "kernels/device/device.h"
+#include "strata/dtype.h"
 #include "strata/tensor.h"
 
 namespace strata::ops {
@@ -138,11 +139,8 @@ class LayerOps {
   virtual void cross_entropy(const CrossEntropy& op) = 0;
   virtual size_t cross_entropy_workspace_bytes(int64_t rows) const = 0;
 
-  // out = a + b. May be in place.
-  struct Add {
-    TensorView a, b, out;
-  };
-  virtual void add(const Add& op) = 0;
+  // What matrices of `dtype` are multiplied in: another one where the device lacks instructions.
+  virtual DType product_dtype(DType dtype) const = 0;
 };
 
 // Host implementation: oneDNN for matrix products, Highway for the rest. `queue` is a host queue

@@ -41,7 +41,7 @@ uint64_t reserved_bytes(const BlockFile& file) {
 }
 
 TEST(BlockFile, ScratchHasNoNameAndAllItsBlocks) {
-  const TempDir dir;
+  const TemporaryDirectory dir;
   NullLogSink log;
   const BlockFile file = BlockFile::create_scratch(dir.path(), kBytes, {}, log);
   EXPECT_TRUE(dir.empty());
@@ -51,7 +51,7 @@ TEST(BlockFile, ScratchHasNoNameAndAllItsBlocks) {
 }
 
 TEST(BlockFile, AlignmentsArePowersOfTwoAndTheDescriptorSaysDirect) {
-  const TempDir dir;
+  const TemporaryDirectory dir;
   NullLogSink log;
   const BlockFile file = BlockFile::create_scratch(dir.path(), kBytes, {}, log);
   EXPECT_TRUE(std::has_single_bit(file.memory_alignment()));
@@ -62,7 +62,7 @@ TEST(BlockFile, AlignmentsArePowersOfTwoAndTheDescriptorSaysDirect) {
 }
 
 TEST(BlockFile, BufferedOnRequestIsSilentAndUnaligned) {
-  const TempDir dir;
+  const TemporaryDirectory dir;
   RecordingLog log;
   const BlockFile file =
       BlockFile::create_scratch(dir.path(), kBytes, {.direct = DirectMode::off}, log);
@@ -74,7 +74,7 @@ TEST(BlockFile, BufferedOnRequestIsSilentAndUnaligned) {
 
 TEST(BlockFile, MemoryFileSystemIsBufferedWithOneWarning) {
   if (!std::filesystem::is_directory(kMemoryFileSystem)) GTEST_SKIP() << "no /dev/shm";
-  const TempDir dir(kMemoryFileSystem);
+  const TemporaryDirectory dir(kMemoryFileSystem);
   RecordingLog log;
   const BlockFile file = BlockFile::create_scratch(dir.path(), kBytes, {}, log);
   EXPECT_FALSE(file.direct());
@@ -85,7 +85,7 @@ TEST(BlockFile, MemoryFileSystemIsBufferedWithOneWarning) {
 
 TEST(BlockFile, RequiredDirectIsAnErrorWhereThereIsNone) {
   if (!std::filesystem::is_directory(kMemoryFileSystem)) GTEST_SKIP() << "no /dev/shm";
-  const TempDir dir(kMemoryFileSystem);
+  const TemporaryDirectory dir(kMemoryFileSystem);
   RecordingLog log;
   const BlockFileOptions required = {.direct = DirectMode::required};
   const IoError error =
@@ -96,7 +96,7 @@ TEST(BlockFile, RequiredDirectIsAnErrorWhereThereIsNone) {
 }
 
 TEST(BlockFile, RefusedDirectIoIsBufferedWithOneWarning) {
-  const TempDir dir;
+  const TemporaryDirectory dir;
   RecordingLog log;
   const ForbiddenSyscall no_o_direct = {
       .number = __NR_fcntl, .argument = 1, .argument_bits = F_SETFL, .error_number = EINVAL};
@@ -110,7 +110,7 @@ TEST(BlockFile, RefusedDirectIoIsBufferedWithOneWarning) {
 }
 
 TEST(BlockFile, AlignmentIsFourKibibytesWhereTheKernelDoesNotSay) {
-  const TempDir dir;
+  const TemporaryDirectory dir;
   NullLogSink log;
   const ForbiddenSyscall no_statx = {.number = __NR_statx, .error_number = ENOSYS};
   uint32_t alignment = 0;
@@ -123,7 +123,7 @@ TEST(BlockFile, AlignmentIsFourKibibytesWhereTheKernelDoesNotSay) {
 }
 
 TEST(BlockFile, ScratchNeedsNoAnonymousFiles) {
-  const TempDir dir;
+  const TemporaryDirectory dir;
   NullLogSink log;
   const ForbiddenSyscall no_tmpfile = {.number = __NR_openat,
                                        .argument = 2,
@@ -139,7 +139,7 @@ TEST(BlockFile, ScratchNeedsNoAnonymousFiles) {
 }
 
 TEST(BlockFile, TooSmallADiskIsKnownAtStartWithNumbersAndDirectory) {
-  const TempDir dir;
+  const TemporaryDirectory dir;
   NullLogSink log;
   for (const bool scratch : {true, false}) {
     const IoError error = io_error_from([&] {
@@ -174,7 +174,7 @@ class FileSizeLimit {
 };
 
 TEST(BlockFile, RefusedReservationLeavesNoFileBehind) {
-  const TempDir dir;
+  const TemporaryDirectory dir;
   NullLogSink log;
   const IoError error = io_error_from([&] {
     const FileSizeLimit limit(kBytes / 2);
@@ -186,7 +186,7 @@ TEST(BlockFile, RefusedReservationLeavesNoFileBehind) {
 }
 
 TEST(BlockFile, CreateRefusesWhatExists) {
-  const TempDir dir;
+  const TemporaryDirectory dir;
   NullLogSink log;
   const std::string path = dir.file("state");
   { BlockFile::create(path, kBytes, {}, log); }
@@ -195,7 +195,7 @@ TEST(BlockFile, CreateRefusesWhatExists) {
 }
 
 TEST(BlockFile, CreateDoesNotFollowADanglingLink) {
-  const TempDir dir;
+  const TemporaryDirectory dir;
   NullLogSink log;
   std::filesystem::create_symlink(dir.file("elsewhere"), dir.file("link"));
   const IoError error =
@@ -206,7 +206,7 @@ TEST(BlockFile, CreateDoesNotFollowADanglingLink) {
 }
 
 TEST(BlockFile, OpenFindsWhatCreateMade) {
-  const TempDir dir;
+  const TemporaryDirectory dir;
   NullLogSink log;
   const std::string path = dir.file("state");
   bool direct = false;
@@ -221,7 +221,7 @@ TEST(BlockFile, OpenFindsWhatCreateMade) {
 }
 
 TEST(BlockFile, OpenRefusesWhatIsNoFile) {
-  const TempDir dir;
+  const TemporaryDirectory dir;
   NullLogSink log;
   EXPECT_EQ(io_error_from([&] { BlockFile::open(dir.file("none"), {}, log); }).error_number,
             ENOENT);
@@ -232,7 +232,7 @@ TEST(BlockFile, OpenRefusesWhatIsNoFile) {
 }
 
 TEST(BlockFile, MissingDirectoryIsNamed) {
-  const TempDir dir;
+  const TemporaryDirectory dir;
   NullLogSink log;
   const std::string missing = dir.file("missing");
   for (const IoError& error :
@@ -245,7 +245,7 @@ TEST(BlockFile, MissingDirectoryIsNamed) {
 }
 
 TEST(BlockFile, MovesCloseEachDescriptorOnce) {
-  const TempDir dir;
+  const TemporaryDirectory dir;
   NullLogSink log;
   int first_fd = -1;
   {

@@ -61,7 +61,7 @@ class FaultBackendTest : public testing::TestWithParam<uint64_t> {
     return all;
   }
 
-  TempDir dir_;
+  TemporaryDirectory dir_;
   NullLogSink log_;
   BlockFile file_;
   AlignedBuffer data_{kBytes};

@@ -63,7 +63,7 @@ class IoConformance : public testing::TestWithParam<Case> {
     return std::make_unique<IoEngine>(std::move(faulty), IoEngine::Options{block_bytes}, traffic_);
   }
 
-  TempDir dir_;
+  TemporaryDirectory dir_;
   NullLogSink log_;
   RecordingTraffic traffic_;
   BlockFile file_ = BlockFile::create_scratch(dir_.path(), kFileBytes, {}, log_);
@@ -300,7 +300,7 @@ class RawBackend : public testing::TestWithParam<BackendChoice> {};
 TEST_P(RawBackend, ReportsWhatTheKernelSaid) {
   const auto raw = make_plain_backend(GetParam(), kDepth);
   if (raw == nullptr) GTEST_SKIP() << "io_uring is forbidden here";
-  const TempDir dir;
+  const TemporaryDirectory dir;
   NullLogSink log;
   const BlockFile file = BlockFile::create_scratch(dir.path(), kFileBytes, {}, log);
   const AlignedBuffer bytes(4096);

@@ -74,7 +74,7 @@ class IoEngineTest : public testing::Test {
     return engine_->reap(done, std::chrono::milliseconds(0)) == 1 && done[0] == &request;
   }
 
-  TempDir dir_;
+  TemporaryDirectory dir_;
   NullLogSink log_;
   RecordingTraffic traffic_;
   BlockFile file_;

@@ -1,4 +1,4 @@
-// What the io tests share: a folder that vanishes, aligned bytes, sinks that remember.
+// What the io tests share: aligned bytes, sinks that remember.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -20,31 +20,11 @@
 #include "strata/error.h"
 #include "strata/log.h"
 #include "strata/traffic.h"
+#include "tests/temporary_directory.h"
 
 namespace strata::io {
 
-// A fresh folder, removed with what is in it.
-class TempDir {
- public:
-  explicit TempDir(const std::string& parent = testing::TempDir()) {
-    std::string name = (std::filesystem::path(parent) / "strata-io-XXXXXX").string();
-    if (::mkdtemp(name.data()) == nullptr) throw std::runtime_error("mkdtemp " + name);
-    path_ = name;
-  }
-  ~TempDir() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  TempDir(const TempDir&) = delete;
-  TempDir& operator=(const TempDir&) = delete;
-
-  const std::string& path() const { return path_; }
-  std::string file(const std::string& name) const { return path_ + "/" + name; }
-  bool empty() const { return std::filesystem::is_empty(path_); }
-
- private:
-  std::string path_;
-};
+using testing_support::TemporaryDirectory;
 
 // Zeroed bytes at a 4 KiB boundary.
 class AlignedBuffer {

@@ -43,7 +43,7 @@ TEST_P(SteadyState, AllocatesNothing) {
                             .reorder = true};
     backend = make_fault_backend(std::move(backend), plan);
   }
-  const TempDir dir;
+  const TemporaryDirectory dir;
   NullLogSink log;
   NullTrafficSink traffic;
   constexpr size_t kRequests = 32;

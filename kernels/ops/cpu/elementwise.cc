@@ -59,19 +59,6 @@ void gelu_slope_range(const GeluBackwardArgs& args, int64_t begin, int64_t end) 
   });
 }
 
-void add_range(const AddArgs& args, int64_t begin, int64_t end) {
-  with_element(args.dtype, [&](auto element) {
-    using Element = decltype(element);
-    const auto* a = static_cast<const typename Element::Stored*>(args.a) + begin;
-    const auto* b = static_cast<const typename Element::Stored*>(args.b) + begin;
-    auto* out = static_cast<typename Element::Stored*>(args.out) + begin;
-    for_vectors(end - begin, [&](int64_t i, auto part) {
-      const auto sum = hn::Add(load<Element>(a + i, part), load<Element>(b + i, part));
-      store<Element>(sum, out + i, part);
-    });
-  });
-}
-
 }  // namespace strata::ops::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -82,7 +69,6 @@ namespace strata::ops::cpu {
 namespace {
 HWY_EXPORT(gelu_range);
 HWY_EXPORT(gelu_slope_range);
-HWY_EXPORT(add_range);
 
 // Whole vectors and cache lines, so that only the very last vector is cut off.
 constexpr int64_t kElementsTogether = 1024;
@@ -98,7 +84,6 @@ void gelu_forward(const GeluForwardArgs& args) { run(args, &HWY_DYNAMIC_DISPATCH
 void gelu_backward(const GeluBackwardArgs& args) {
   run(args, &HWY_DYNAMIC_DISPATCH(gelu_slope_range));
 }
-void add(const AddArgs& args) { run(args, &HWY_DYNAMIC_DISPATCH(add_range)); }
 
 }  // namespace strata::ops::cpu
 #endif  // HWY_ONCE

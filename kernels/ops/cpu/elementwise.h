@@ -25,13 +25,4 @@ struct GeluBackwardArgs {
 };
 void gelu_backward(const GeluBackwardArgs& args);
 
-struct AddArgs {
-  const void* a = nullptr;
-  const void* b = nullptr;
-  void* out = nullptr;
-  int64_t numel = 0;
-  DType dtype = DType::fp32;
-};
-void add(const AddArgs& args);
-
 }  // namespace strata::ops::cpu

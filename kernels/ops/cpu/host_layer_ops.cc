@@ -96,12 +96,7 @@ cpu::AttentionShape attention_shape(DType dtype, const Shape& qkv, int64_t heads
 
 HostLayerOps::HostLayerOps(Queue& queue, int threads) : queue_(queue), prepared_(threads) {}
 
-HostLayerOps::~HostLayerOps() {
-  try {
-    queue_.synchronize();
-  } catch (...) {  // whoever waits for the work is told of its failure
-  }
-}
+HostLayerOps::~HostLayerOps() { queue_.finish(); }
 
 void HostLayerOps::embedding_forward(const Embedding& op) {
   const cpu::EmbeddingForwardArgs args{
@@ -330,12 +325,8 @@ size_t HostLayerOps::cross_entropy_workspace_bytes(int64_t rows) const {
   return static_cast<size_t>(rows) * sizeof(double);
 }
 
-void HostLayerOps::add(const Add& op) {
-  const Check check("add", op.a.dtype);
-  check.vector(op.b, "the second term", op.a.numel());
-  check.vector(op.out, "the sum", op.a.numel());
-  const cpu::AddArgs args{op.a.data, op.b.data, op.out.data, op.a.numel(), op.a.dtype};
-  queue_.run([args] { cpu::add(args); });
+DType HostLayerOps::product_dtype(DType dtype) const {
+  return prepared_.matmuls.product_dtype(dtype);
 }
 
 std::unique_ptr<LayerOps> make_host_layer_ops(Queue& queue, int threads) {

@@ -39,7 +39,7 @@ class HostLayerOps final : public LayerOps {
   size_t attention_workspace_bytes(DType dtype, const Shape& qkv, int64_t heads) const override;
   void cross_entropy(const CrossEntropy& op) override;
   size_t cross_entropy_workspace_bytes(int64_t rows) const override;
-  void add(const Add& op) override;
+  DType product_dtype(DType dtype) const override;
 
  private:
   // What attention's workspace depends on.
@@ -50,7 +50,7 @@ class HostLayerOps final : public LayerOps {
     auto operator<=>(const HeadShape&) const = default;
   };
 
-  // Touched by the queue's tasks alone.
+  // Touched by the queue's tasks alone, but for what never changes.
   struct Prepared {
     explicit Prepared(int threads) : matmuls(threads), attention(matmuls, threads) {}
 

@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "kernels/ops/cpu/optimizer_elements-inl.h"
+#include "kernels/ops/cpu/elements-inl.h"
 // The line above fixes the targets for these two.
 #include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"

@@ -8,6 +8,7 @@
 #include <oneapi/dnnl/dnnl.hpp>
 #include <string>
 
+#include "kernels/ops/cpu/widened_matmul.h"
 #include "strata/error.h"
 
 namespace strata::ops::cpu {
@@ -156,10 +157,31 @@ auto preparing(const MatmulSpec& spec, const Make& make) {
 struct MatmulCache::Library {
   dnnl::engine engine{dnnl::engine::kind::cpu, 0};
   int slots = 1;
+  bool has_bf16 = false;
+
+  // oneDNN multiplies bf16 where the CPU has AVX-512, and refuses elsewhere.
+  bool multiplies_bf16() const {
+    try {
+      describe({.m = 1, .k = 1, .n = 1, .dtype = DType::bf16}, engine);
+      return true;
+    } catch (const dnnl::error&) {
+      return false;
+    }
+  }
+  bool widens(const MatmulSpec& spec) const { return spec.dtype == DType::bf16 && !has_bf16; }
+
+  std::unique_ptr<Matmul> make(const MatmulSpec& spec) const {
+    return preparing(
+        spec, [&] { return std::make_unique<OneDnnMatmul>(spec, engine, spec.alone ? slots : 1); });
+  }
+  size_t scratch_bytes(const MatmulSpec& spec) const {
+    return preparing(spec, [&] { return describe(spec, engine).scratchpad_desc().get_size(); });
+  }
 };
 
 MatmulCache::MatmulCache(int slots) : library_(std::make_unique<Library>()) {
   library_->slots = slots;
+  library_->has_bf16 = library_->multiplies_bf16();
 }
 
 MatmulCache::~MatmulCache() = default;
@@ -167,15 +189,23 @@ MatmulCache::~MatmulCache() = default;
 Matmul& MatmulCache::get(const MatmulSpec& spec) {
   const auto found = matmuls_.find(spec);
   if (found != matmuls_.end()) return *found->second;
-  auto made = preparing(spec, [&] {
-    return std::make_unique<OneDnnMatmul>(spec, library_->engine, spec.alone ? library_->slots : 1);
-  });
+  std::unique_ptr<Matmul> made;
+  if (library_->widens(spec)) {
+    made = std::make_unique<WidenedMatmul>(spec, library_->make(WidenedMatmul::fp32_spec(spec)));
+  } else {
+    made = library_->make(spec);
+  }
   return *matmuls_.emplace(spec, std::move(made)).first->second;
 }
 
-size_t MatmulCache::scratch_bytes(const MatmulSpec& spec) {
-  return preparing(spec,
-                   [&] { return describe(spec, library_->engine).scratchpad_desc().get_size(); });
+size_t MatmulCache::scratch_bytes(const MatmulSpec& spec) const {
+  if (!library_->widens(spec)) return library_->scratch_bytes(spec);
+  return WidenedMatmul::scratch_bytes(spec,
+                                      library_->scratch_bytes(WidenedMatmul::fp32_spec(spec)));
+}
+
+DType MatmulCache::product_dtype(DType dtype) const {
+  return library_->widens({.dtype = dtype}) ? DType::fp32 : dtype;
 }
 
 }  // namespace strata::ops::cpu

@@ -24,11 +24,12 @@ struct MatmulSpec {
   int64_t n = 0;
   DType dtype = DType::fp32;  // of a, b and bias
   DType out_dtype = DType::fp32;
-  bool transpose_a = false;   // a lies as (k, m)
-  bool transpose_b = false;   // b lies as (n, k)
-  bool add_bias = false;      // bias (n)
+  bool transpose_a = false;  // a lies as (k, m)
+  bool transpose_b = false;  // b lies as (n, k)
+  bool add_bias = false;     // bias (n)
+  // At most one of these two.
   bool add_residual = false;  // residual (m, n) of out_dtype, not out itself
-  bool accumulate = false;
+  bool accumulate = false;    // to what out holds
   // Computes on the calling thread alone, for use inside parallel_for; otherwise on the threads
   // that the TeamScope in force gave to OpenMP libraries when the product was prepared.
   bool alone = false;
@@ -63,7 +64,9 @@ class MatmulCache {
 
   Matmul& get(const MatmulSpec& spec);
   // What get(spec).scratch_bytes() would be, without preparing it.
-  size_t scratch_bytes(const MatmulSpec& spec);
+  size_t scratch_bytes(const MatmulSpec& spec) const;
+  // What matrices of `dtype` are multiplied in: fp32 for bf16 on a CPU without its instructions.
+  DType product_dtype(DType dtype) const;
 
  private:
   struct Library;

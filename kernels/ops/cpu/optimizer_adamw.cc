@@ -13,7 +13,7 @@
 #include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
-#include "kernels/ops/cpu/optimizer_elements-inl.h"
+#include "kernels/ops/cpu/elements-inl.h"
 #include "kernels/ops/cpu/optimizer_factors.h"
 #include "kernels/ops/optimizer_ops.h"
 
@@ -155,37 +155,18 @@ void update_rest(const AdamWFactors& s, const AdamWSpans& spans, int64_t begin, 
 }
 
 template <class Grad, class Param>
-void update_to(const AdamWFactors& s, const AdamWSpans& spans, int64_t begin, int64_t end) {
+void update_range(const AdamWFactors& s, const AdamWSpans& spans, int64_t begin, int64_t end) {
   const int64_t last = begin + (end - begin) / kBlock * kBlock;
   update_blocks<Grad, Param>(s, spans, begin, last);
   if (last < end) update_rest<Grad, Param>(s, spans, last, end);
 }
 
-template <class Grad>
-void update_from(const AdamWFactors& s, const AdamWSpans& spans, int64_t begin, int64_t end) {
-  switch (spans.param_dtype) {
-    case DType::fp32:
-      return update_to<Grad, Fp32>(s, spans, begin, end);
-    case DType::bf16:
-      return update_to<Grad, Bf16>(s, spans, begin, end);
-    case DType::fp16:
-      return update_to<Grad, Fp16>(s, spans, begin, end);
-    case DType::int32:
-      break;
-  }
-}
-
 void adamw(const AdamWFactors& s, const AdamWSpans& spans, int64_t begin, int64_t end) {
-  switch (spans.grad_dtype) {
-    case DType::fp32:
-      return update_from<Fp32>(s, spans, begin, end);
-    case DType::bf16:
-      return update_from<Bf16>(s, spans, begin, end);
-    case DType::fp16:
-      return update_from<Fp16>(s, spans, begin, end);
-    case DType::int32:
-      break;
-  }
+  with_element(spans.grad_dtype, [&](auto grad) {
+    with_element(spans.param_dtype, [&](auto param) {
+      update_range<decltype(grad), decltype(param)>(s, spans, begin, end);
+    });
+  });
 }
 
 }  // namespace strata::ops::HWY_NAMESPACE

@@ -9,7 +9,7 @@
 
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
-#include "kernels/ops/cpu/optimizer_elements-inl.h"
+#include "kernels/ops/cpu/elements-inl.h"
 #include "strata/dtype.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -39,32 +39,13 @@ void cast_elements(const void* from, void* to, int64_t begin, int64_t end) {
   }
 }
 
-template <class Src>
-void cast_from(const void* src, void* dst, DType dst_dtype, int64_t begin, int64_t end) {
-  switch (dst_dtype) {
-    case DType::fp32:
-      return cast_elements<Src, Fp32>(src, dst, begin, end);
-    case DType::bf16:
-      return cast_elements<Src, Bf16>(src, dst, begin, end);
-    case DType::fp16:
-      return cast_elements<Src, Fp16>(src, dst, begin, end);
-    case DType::int32:
-      break;
-  }
-}
-
-void cast_range(const void* src, DType src_dtype, void* dst, DType dst_dtype, int64_t begin,
+void cast_range(const void* from, DType src_dtype, void* to, DType dst_dtype, int64_t begin,
                 int64_t end) {
-  switch (src_dtype) {
-    case DType::fp32:
-      return cast_from<Fp32>(src, dst, dst_dtype, begin, end);
-    case DType::bf16:
-      return cast_from<Bf16>(src, dst, dst_dtype, begin, end);
-    case DType::fp16:
-      return cast_from<Fp16>(src, dst, dst_dtype, begin, end);
-    case DType::int32:
-      break;
-  }
+  with_element(src_dtype, [&](auto src) {
+    with_element(dst_dtype, [&](auto dst) {
+      cast_elements<decltype(src), decltype(dst)>(from, to, begin, end);
+    });
+  });
 }
 
 }  // namespace strata::ops::HWY_NAMESPACE

@@ -14,7 +14,7 @@
 
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
-#include "kernels/ops/cpu/optimizer_elements-inl.h"
+#include "kernels/ops/cpu/elements-inl.h"
 #include "kernels/ops/optimizer_ops.h"
 #include "strata/grain.h"
 
@@ -90,16 +90,7 @@ void land_from(const LandGradientSpans& spans, int64_t begin, int64_t end) {
 }
 
 void land(const LandGradientSpans& spans, int64_t begin, int64_t end) {
-  switch (spans.src_dtype) {
-    case DType::fp32:
-      return land_from<Fp32>(spans, begin, end);
-    case DType::bf16:
-      return land_from<Bf16>(spans, begin, end);
-    case DType::fp16:
-      return land_from<Fp16>(spans, begin, end);
-    case DType::int32:
-      break;
-  }
+  with_element(spans.src_dtype, [&](auto src) { land_from<decltype(src)>(spans, begin, end); });
 }
 
 }  // namespace strata::ops::HWY_NAMESPACE

@@ -53,20 +53,6 @@ TEST_P(LayerElementwiseTest, GeluBackwardMatchesDoublePrecisionInPlace) {
   EXPECT_TRUE(x_grad.same_bits(in_place));
 }
 
-TEST_P(LayerElementwiseTest, AddMatchesDoublePrecisionInPlace) {
-  const Tensor a = Tensor::normal(dtype(), {numel()}, 1);
-  const Tensor b = Tensor::normal(dtype(), {numel()}, 2);
-  const Tensor out(dtype(), {numel()});
-  const Tensor in_place = b.copy();
-  bench_->add({a, b, out});
-  bench_->add({a, in_place, in_place});
-  bench_.finish();
-  Reals want;
-  for (int64_t i = 0; i < numel(); ++i) want.push_back(Real(a[i]) + Real(b[i]));
-  expect_close(out, want, "out");
-  EXPECT_TRUE(out.same_bits(in_place));
-}
-
 INSTANTIATE_TEST_SUITE_P(Sizes, LayerElementwiseTest,
                          ::testing::Combine(::testing::ValuesIn(kLayerDTypes),
                                             ::testing::Values(1, 15, 384, 5003)));

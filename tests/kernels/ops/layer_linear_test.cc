@@ -1,5 +1,7 @@
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+#include <string>
 #include <tuple>
 
 #include "strata/error.h"
@@ -223,6 +225,16 @@ TEST(LayerLinearGradient, MatchesFiniteDifferences) {
   expect_matches_differences(x, x_grad, out, out_grad, forward);
   expect_matches_differences(weight, weight_grad, out, out_grad, forward);
   expect_matches_differences(bias, bias_grad, out, out_grad, forward);
+}
+
+// CTest runs this binary a second time with oneDNN held to AVX2 (DNNL_MAX_CPU_ISA), where every
+// product of bf16 is widened.
+TEST(LayerLinear, MultipliesBf16InFp32WhereTheCpuHasNoBf16) {
+  const char* isa = std::getenv("DNNL_MAX_CPU_ISA");
+  Bench bench;
+  EXPECT_EQ(bench->product_dtype(DType::fp32), DType::fp32);
+  if (isa == nullptr || std::string(isa) != "AVX2") GTEST_SKIP() << "oneDNN chooses";
+  EXPECT_EQ(bench->product_dtype(DType::bf16), DType::fp32);
 }
 
 TEST(LayerLinear, RefusesViewsThatDoNotFit) {

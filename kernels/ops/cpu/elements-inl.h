@@ -1,10 +1,10 @@
 // Vectors of fp32 from and to what is stored, and the few operations whose bits Highway leaves to
 // the target. Included once for each target; see Highway's manual on -inl.h files.
-#if defined(STRATA_OPTIMIZER_ELEMENTS_INL_H) == defined(HWY_TARGET_TOGGLE)
-#ifdef STRATA_OPTIMIZER_ELEMENTS_INL_H
-#undef STRATA_OPTIMIZER_ELEMENTS_INL_H
+#if defined(STRATA_ELEMENTS_INL_H) == defined(HWY_TARGET_TOGGLE)
+#ifdef STRATA_ELEMENTS_INL_H
+#undef STRATA_ELEMENTS_INL_H
 #else
-#define STRATA_OPTIMIZER_ELEMENTS_INL_H
+#define STRATA_ELEMENTS_INL_H
 #endif
 
 #include <cmath>
@@ -14,6 +14,7 @@
 #include "kernels/ops/cpu/isa.h"
 // The line above fixes the targets for this one.
 #include "hwy/highway.h"
+#include "strata/dtype.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace strata::ops::HWY_NAMESPACE {
@@ -137,6 +138,21 @@ struct Fp16 {
     return hn::TruncateTo(hn::Rebind<uint16_t, D>(), hn::Or(result, sign));
   }
 };
+
+// Calls body(Element()) for the element type of a float `dtype`.
+template <class Body>
+void with_element(DType dtype, const Body& body) {
+  switch (dtype) {
+    case DType::fp32:
+      return body(Fp32());
+    case DType::bf16:
+      return body(Bf16());
+    case DType::fp16:
+      return body(Fp16());
+    case DType::int32:
+      break;
+  }
+}
 
 template <class Element, class D>
 HWY_INLINE hn::Vec<D> load(D d, const typename Element::Stored* from) {

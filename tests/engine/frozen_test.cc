@@ -1,0 +1,169 @@
+// Frozen parameters: gathered and computed on like the others, without gradient, state or update,
+// wherever they lie.
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "tests/engine/tiny_run.h"
+
+namespace strata {
+namespace {
+
+using testing_support::TemporaryDirectory;
+using testing_support::tiny_batches;
+using testing_support::tiny_config;
+using testing_support::tiny_gpt2;
+using testing_support::views;
+
+using IsFrozen = std::function<bool(const std::string& name)>;
+
+// Another layer, some of its parameters frozen.
+class PartlyFrozen final : public Layer {
+ public:
+  PartlyFrozen(std::shared_ptr<const Layer> layer, IsFrozen is_frozen)
+      : layer_(std::move(layer)), is_frozen_(std::move(is_frozen)) {}
+
+  std::string name() const override { return layer_->name(); }
+  std::vector<Parameter> parameters() const override {
+    std::vector<Parameter> parameters = layer_->parameters();
+    for (Parameter& parameter : parameters) parameter.trainable = !is_frozen_(parameter.name);
+    return parameters;
+  }
+  std::vector<std::string> shared_parameters() const override {
+    return layer_->shared_parameters();
+  }
+  int64_t output_channels() const override { return layer_->output_channels(); }
+  LayerFootprint footprint(const ops::LayerOps& ops, const BatchShape& batch,
+                           DType dtype) const override {
+    return layer_->footprint(ops, batch, dtype);
+  }
+  void forward(const LayerForward& context) const override { layer_->forward(context); }
+  void backward(const LayerBackward& context) const override { layer_->backward(context); }
+
+ private:
+  const std::shared_ptr<const Layer> layer_;
+  const IsFrozen is_frozen_;
+};
+
+Model partly_frozen(const IsFrozen& is_frozen) {
+  Model model = models::gpt2(tiny_gpt2());
+  for (auto& layer : model.layers) layer = std::make_shared<PartlyFrozen>(layer, is_frozen);
+  return model;
+}
+
+bool is_none(const std::string&) { return false; }
+// The tied embedding, a matrix and a bias in the middle of their units, and a whole unit.
+bool is_some(const std::string& name) {
+  return name == "transformer.wte.weight" || name == "transformer.h.0.mlp.c_fc.weight" ||
+         name == "transformer.h.0.attn.c_proj.bias" || name.starts_with("transformer.h.1.");
+}
+bool is_all_but_the_final_norm(const std::string& name) {
+  return !name.starts_with("transformer.ln_f");
+}
+
+std::vector<std::string> names_of(const Model& model) {
+  std::vector<std::string> names;
+  for (const auto& layer : model.layers) {
+    for (const Parameter& parameter : layer->parameters()) names.push_back(parameter.name);
+  }
+  return names;
+}
+
+class FrozenParametersTest : public testing::Test {
+ protected:
+  FrozenParametersTest() {
+    config_ = tiny_config();
+    config_.nvme_paths = {directory_.path()};
+    config_.sub_group_numel = 3 * kGrainNumel;
+  }
+  Engine make(const IsFrozen& is_frozen) const {
+    Engine::Options options;
+    options.micro_batch = {config_.micro_batch, tiny_gpt2().n_positions};
+    return Engine(partly_frozen(is_frozen), config_, World{}, options);
+  }
+  void train(Engine& engine, int steps) const {
+    for (int step = 0; step < steps; ++step) {
+      const auto seed = static_cast<uint64_t>(step) + 100;
+      const auto batches = tiny_batches(config_.accumulation_steps, seed);
+      EXPECT_EQ(engine.train_step(views(batches)).moved, engine.plan().step_traffic);
+    }
+  }
+
+  TemporaryDirectory directory_;
+  Config config_;
+  const std::vector<std::string> names_ = names_of(models::gpt2(tiny_gpt2()));
+};
+
+TEST_F(FrozenParametersTest, LeaveTheOthersTheGradientsThatTheyHaveAmongTrainableOnes) {
+  Engine whole = make(is_none);
+  Engine partly = make(is_some);
+  train(whole, 1);
+  train(partly, 1);
+  for (const std::string& name : names_) {
+    if (is_some(name)) continue;
+    EXPECT_EQ(partly.read_parameter(name, StateKind::grad),
+              whole.read_parameter(name, StateKind::grad))
+        << name;
+  }
+}
+
+TEST_F(FrozenParametersTest, KeepTheirValuesWhileTheOthersMove) {
+  for (const IsFrozen& is_frozen : {IsFrozen(is_some), IsFrozen(is_all_but_the_final_norm)}) {
+    Engine engine = make(is_frozen);
+    std::vector<std::vector<float>> before;
+    for (const std::string& name : names_) {
+      before.push_back(engine.read_parameter(name, StateKind::param));
+    }
+    train(engine, 3);
+    for (size_t i = 0; i < names_.size(); ++i) {
+      const auto now = engine.read_parameter(names_[i], StateKind::param);
+      EXPECT_EQ(now == before[i], is_frozen(names_[i])) << names_[i];
+    }
+  }
+}
+
+TEST_F(FrozenParametersTest, HaveNoStateToReadOrWrite) {
+  Engine engine = make(is_some);
+  const std::string name = "transformer.wte.weight";
+  for (StateKind kind : {StateKind::grad, StateKind::master, StateKind::exp_avg}) {
+    EXPECT_THROW(engine.read_parameter(name, kind), ConfigError);
+  }
+  const auto values = engine.read_parameter(name, StateKind::param);
+  EXPECT_THROW(engine.write_parameter(name, values), ConfigError);
+}
+
+TEST_F(FrozenParametersTest, TakeNoStateBytes) {
+  const PlanSummary whole = make(is_none).plan();
+  const PlanSummary none = make(is_all_but_the_final_norm).plan();
+  EXPECT_EQ(none.parameters, whole.parameters);
+  EXPECT_LT(none.training_state_bytes, whole.training_state_bytes / 10);
+}
+
+TEST_F(FrozenParametersTest, TrainToTheSameBitsWhereverTheyLie) {
+  struct Place {
+    TierFractions param, state;
+  };
+  std::string digest;
+  std::vector<float> frozen;
+  for (const Place& place : {Place{{1, 0, 0}, {1, 0, 0}}, Place{{1, 0, 0}, {0, 0, 1}},
+                             Place{{0, 1, 0}, {0, 1, 0}}, Place{{0.4, 0.6, 0}, {0.2, 0.3, 0.5}}}) {
+    config_.param = place.param;
+    config_.optimizer_state.fill(place.state);
+    Engine engine = make(is_some);
+    train(engine, 3);
+    const auto now = engine.read_parameter("transformer.wte.weight", StateKind::param);
+    if (digest.empty()) {
+      digest = engine.digest();
+      frozen = now;
+    }
+    EXPECT_EQ(engine.digest(), digest);
+    EXPECT_EQ(now, frozen);
+  }
+}
+
+}  // namespace
+}  // namespace strata

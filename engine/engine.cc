@@ -14,31 +14,44 @@ Engine::Engine(Engine&&) noexcept = default;
 Engine& Engine::operator=(Engine&&) noexcept = default;
 
 StepResult Engine::train_step(std::span<const Batch> micro_batches) {
-  return runtime_->train_step(micro_batches);
+  return runtime_->together([&] { return runtime_->train_step(micro_batches); });
 }
 
 double Engine::evaluate(std::span<const Batch> micro_batches) {
-  return runtime_->evaluate(micro_batches);
+  return runtime_->together([&] { return runtime_->evaluate(micro_batches); });
 }
 
-std::string Engine::digest() { return runtime_->digest(); }
+std::vector<float> Engine::next_token_scores(std::span<const int32_t> tokens) {
+  return runtime_->together([&] { return runtime_->next_token_scores(tokens); });
+}
+
+bool Engine::any_rank(bool mine) {
+  return runtime_->together([&] { return runtime_->any_rank(mine); });
+}
+
+std::string Engine::digest() {
+  return runtime_->together([&] { return runtime_->digest(); });
+}
 
 std::vector<float> Engine::read_parameter(std::string_view name, StateKind kind) {
-  return runtime_->state().read(runtime_->plan().layout.find(name), kind);
+  return runtime_->together(
+      [&] { return runtime_->state().read(runtime_->plan().layout.find(name), kind); });
 }
 
 void Engine::write_parameter(std::string_view name, std::span<const float> values) {
-  runtime_->state().write(runtime_->plan().layout.find(name), values);
+  runtime_->together([&] { runtime_->state().write(runtime_->plan().layout.find(name), values); });
 }
 
 int64_t Engine::step() const { return runtime_->step(); }
 const PlanSummary& Engine::plan() const { return runtime_->plan().summary; }
 std::vector<std::string> Engine::description() const { return runtime_->description(); }
 
-void Engine::settle() { runtime_->settle(); }
+void Engine::settle() {
+  runtime_->together([&] { runtime_->settle(); });
+}
 
 void Engine::write_trace(const std::string& path) {
-  runtime_->settle();
+  settle();
   runtime_->recorder().write_trace(path);
 }
 

@@ -26,7 +26,7 @@ class Recorder final : public TrafficSink {
   // Any thread.
   void record(const TrafficRecord& record) noexcept override;
 
-  // Bytes moved since the start, by Activity nvme_read .. d2h. Exact once the work that moved
+  // Bytes moved since the start, by Activity nvme_read .. comm. Exact once the work that moved
   // them was waited for.
   LinkBytes link_bytes() const;
   // The same for one state kind.

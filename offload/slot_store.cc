@@ -145,11 +145,14 @@ std::optional<JournalRecord> SlotStore::read_record(int place) {
   return result;
 }
 
-std::optional<JournalRecord> SlotStore::recover() {
+std::optional<JournalRecord> SlotStore::recover(uint64_t newest_generation) {
   if (!files_.journal) return std::nullopt;
-  std::optional<JournalRecord> newest = read_record(0);
-  std::optional<JournalRecord> other = read_record(1);
-  if (other && (!newest || other->generation > newest->generation)) newest = std::move(other);
+  std::optional<JournalRecord> newest;
+  for (const int place : {0, 1}) {
+    std::optional<JournalRecord> record = read_record(place);
+    if (!record || record->generation > newest_generation) continue;
+    if (!newest || record->generation > newest->generation) newest = std::move(record);
+  }
   if (newest) {
     generation_ = newest->generation;
     slot_of_ = newest->slot_of;

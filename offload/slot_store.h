@@ -6,7 +6,9 @@
 // that leaves the step before untouched. The record carries a payload that this room never reads.
 //
 // The journal is two record places used in turn, so the last two records survive; recover() takes
-// the newest whose checksum holds.
+// the newest whose checksum holds. Ranks commit together: after commit() nobody starts the next
+// step before all are through, so that their newest records are at most one generation apart and
+// the older of the two is whole everywhere; they recover the smallest of their newest.
 //
 // Threads: one driver thread calls commit() and flip-related verbs; extents may be asked by any
 // thread between commits.
@@ -14,6 +16,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <span>
 #include <string>
@@ -80,8 +83,10 @@ class SlotStore {
   // nothing to keep apart, and this returns at once. Throws IoError; then nothing was flipped.
   void commit(std::span<const std::byte> payload);
 
-  // Reads the journal and puts its newest valid record in force; nullopt when there is none.
-  std::optional<JournalRecord> recover();
+  // Reads the journal and puts its newest valid record of at most that generation in force; nullopt
+  // when there is none.
+  std::optional<JournalRecord> recover(
+      uint64_t newest_generation = std::numeric_limits<uint64_t>::max());
 
  private:
   std::optional<JournalRecord> read_record(int place);

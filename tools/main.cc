@@ -3,16 +3,28 @@
 
 #include <cstdio>
 #include <exception>
+#include <string>
 
 #include "engine/comm/libraries.h"
 #include "kernels/device/backends.h"
 #include "strata/error.h"
+#include "strata/world.h"
 #include "tools/command.h"
 
 namespace {
 
+// "strata", and in a world of several ranks which of them.
+std::string speaker() {
+  try {
+    const strata::World world = strata::World::from_environment();
+    return world.size == 1 ? "strata" : fmt::format("strata (rank {})", world.rank);
+  } catch (const strata::ConfigError&) {
+    return "strata";  // which is what there is to complain about
+  }
+}
+
 int fail(const std::exception& error, int code) {
-  fmt::print(stderr, "strata: {}\n", error.what());
+  fmt::print(stderr, "{}: {}\n", speaker(), error.what());
   return code;
 }
 

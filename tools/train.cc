@@ -1,5 +1,6 @@
 // strata train: trains a GPT-2 on text.
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <csignal>
@@ -13,6 +14,7 @@
 #include "strata/engine.h"
 #include "strata/text_corpus.h"
 #include "tools/command.h"
+#include "tools/text_sample.h"
 #include "tools/train_report.h"
 
 namespace strata::tools {
@@ -29,6 +31,7 @@ struct TrainOptions {
   std::string metrics;
   std::string trace;
   bool digest = false;
+  int64_t sample = 0;
   std::optional<uint64_t> seed;
 };
 
@@ -47,6 +50,7 @@ class StderrLog final : public LogSink {
   }
 };
 
+// One rank's training; rank 0 speaks for all.
 class Training {
  public:
   explicit Training(const TrainOptions& options)
@@ -56,7 +60,7 @@ class Training {
         config_(load_config()),
         sequence_(options.sequence > 0 ? options.sequence : gpt2_.n_positions),
         corpus_(TextCorpus::from_path(options.data, sequence_)),
-        metrics_(options.metrics) {
+        metrics_(speaks() ? options.metrics : std::string()) {
     if (gpt2_.vocab_size < TextCorpus::kVocab) {
       throw ConfigError(
           fmt::format("text is trained byte by byte: set vocab_size in '{}' to {} or more",
@@ -69,24 +73,38 @@ class Training {
     Engine::Options engine_options;
     engine_options.micro_batch = {config_.micro_batch, sequence_};
     engine_options.keep_trace = !options_.trace.empty();
-    engine_options.log = &log_;
+    engine_options.log = speaks() ? &log_ : nullptr;
     Engine engine(models::gpt2(gpt2_), config_, world_, engine_options);
-    introduce(engine);
+    if (speaks()) introduce(engine);
     train(engine);
     const double validation = validate(engine);
-    fmt::print("{}", totals_.table(engine.plan()));
-    fmt::print(
-        "validation loss {:.4f} nats/byte at step {} (unigram {:.4f}, bigram {:.4f}, trigram "
+    say("{}", totals_.table(engine.plan()));
+    say("validation loss {:.4f} nats/byte at step {} (unigram {:.4f}, bigram {:.4f}, trigram "
         "{:.4f})\n",
         validation, engine.step(), baselines_.unigram, baselines_.bigram, baselines_.trigram);
+    if (options_.sample > 0) print_sample(engine);
     if (!options_.trace.empty()) {
-      engine.write_trace(options_.trace);
-      fmt::print("trace: {} (open it in ui.perfetto.dev)\n", options_.trace);
+      engine.write_trace(trace_path(world_.rank));
+      say("trace: {} (open it in ui.perfetto.dev)\n", options_.trace);
+      if (world_.size > 1) {
+        say("traces of the other ranks: {} to {}\n", trace_path(1), trace_path(world_.size - 1));
+      }
     }
-    if (options_.digest) fmt::print("digest {}\n", engine.digest());
+    if (options_.digest) say("digest {}\n", engine.digest());
   }
 
  private:
+  bool speaks() const { return world_.rank == 0; }
+  // Arguments are computed on every rank: some are collective.
+  template <typename... Values>
+  void say(fmt::format_string<Values...> format, Values&&... values) const {
+    if (speaks()) fmt::print(format, std::forward<Values>(values)...);
+  }
+
+  std::string trace_path(int rank) const {
+    return rank == 0 ? options_.trace : fmt::format("{}.rank{}", options_.trace, rank);
+  }
+
   Config load_config() const {
     Config config = Config::from_file(options_.config, world_.size);
     if (options_.seed) config.seed = *options_.seed;
@@ -95,10 +113,10 @@ class Training {
 
   void check_trace_path() const {
     if (options_.trace.empty()) return;
-    std::FILE* file = std::fopen(options_.trace.c_str(), "w");
+    const std::string path = trace_path(world_.rank);
+    std::FILE* file = std::fopen(path.c_str(), "w");
     if (file == nullptr) {
-      throw ConfigError(
-          fmt::format("--trace '{}' cannot be written: name another file", options_.trace));
+      throw ConfigError(fmt::format("--trace '{}' cannot be written: name another file", path));
     }
     std::fclose(file);
   }
@@ -121,14 +139,17 @@ class Training {
   }
 
   void train(Engine& engine) {
-    TextSampler sampler(corpus_, sequence_, config_.seed);
+    TextSampler sampler(corpus_, sequence_, config_.seed, world_);
     std::vector<OwnedBatch> batches(static_cast<size_t>(config_.accumulation_steps));
     for (OwnedBatch& batch : batches) batch.shape = {config_.micro_batch, sequence_};
-    Progress progress(options_.steps, options_.max_seconds);
+    // To mpirun's ranks everything looks like a terminal.
+    const bool in_place = world_.size == 1 && isatty(STDOUT_FILENO) != 0;
+    Progress progress({options_.steps, options_.max_seconds, in_place});
     double trained_seconds = 0;  // without validation
     int64_t skipped_in_a_row = 0;
-    while (engine.step() < options_.steps && !stop_requested) {
-      if (trained_seconds >= options_.max_seconds) break;
+    while (engine.step() < options_.steps) {
+      // Ranks stop together: signals and clocks are each rank's own.
+      if (engine.any_rank(stop_requested || trained_seconds >= options_.max_seconds)) break;
       std::vector<Batch> views;
       for (OwnedBatch& batch : batches) {
         sampler.next(batch);
@@ -138,7 +159,7 @@ class Training {
       trained_seconds += result.seconds;
       totals_.add(result);
       metrics_.write(result);
-      progress.show(result);
+      if (speaks()) progress.show(result);
       skipped_in_a_row = result.skipped ? skipped_in_a_row + 1 : 0;
       if (skipped_in_a_row == kMaxSkipped) {
         throw Error(fmt::format(
@@ -149,20 +170,30 @@ class Training {
                                   engine.step() % options_.validate_every == 0;
       if (validation_due) {
         progress.finish();
-        fmt::print("step {}  validation loss {:.4f}\n", engine.step(), validate(engine));
+        say("step {}  validation loss {:.4f}\n", engine.step(), validate(engine));
       }
     }
     progress.finish();
-    if (stop_requested) fmt::print("stopped after step {}\n", engine.step());
+    if (engine.any_rank(stop_requested)) say("stopped after step {}\n", engine.step());
   }
 
   double validate(Engine& engine) {
-    const auto owned = validation_batches(corpus_, {config_.micro_batch, sequence_});
+    const auto owned = validation_batches(corpus_, {config_.micro_batch, sequence_}, world_);
     std::vector<Batch> views;
     for (const OwnedBatch& batch : owned) views.push_back(batch.view());
     const double loss = engine.evaluate(views);
     metrics_.write_validation(engine.step(), loss);
     return loss;
+  }
+
+  // What the model makes of the beginning of the held-out text.
+  void print_sample(Engine& engine) const {
+    const std::vector<uint8_t>& held_out = corpus_.validation();
+    const std::string prompt(held_out.begin(), held_out.begin() + sequence_ / 2);
+    const std::string text =
+        continue_text(engine, prompt, {options_.sample, sequence_, config_.seed});
+    say("sample: {} bytes after the first {} of the held-out text\n---\n{}{}\n---\n",
+        options_.sample, prompt.size(), printable(prompt), printable(text));
   }
 
   static constexpr int64_t kMaxSkipped = 20;
@@ -211,10 +242,15 @@ void add_train(CLI::App& app) {
   command->add_option("--metrics", options->metrics, "Write a line of JSON a step to this file");
   command->add_option("--trace", options->trace,
                       "Write a Chrome trace (Perfetto opens it) to this file");
+  command
+      ->add_option("--sample", options->sample,
+                   "Print N bytes of text by the trained model at the end")
+      ->check(CLI::PositiveNumber);
   command->add_flag("--digest", options->digest, "Print a hash of the training state at the end");
   command->add_option("--seed", options->seed,
                       "Seed of initial values and data order, over the configuration's");
   command->footer(
+      "Under mpirun or srun each process is a rank, and rank 0 prints.\n"
       "Ctrl-C finishes the step under way and closes with the tables; a second one ends at once.\n"
       "Example: strata train --model gpt2.json --config ds_config.json --data texts/ --steps 500");
   command->callback([options] {

@@ -1,7 +1,6 @@
 #include "tools/train_report.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -80,34 +79,31 @@ void MetricsFile::write_line(const std::string& line) {
   }
 }
 
-Progress::Progress(int64_t steps, double max_seconds)
-    : steps_(steps),
-      max_seconds_(max_seconds),
-      terminal_(isatty(STDOUT_FILENO) != 0),
-      begin_ns_(now_ns()),
-      last_shown_ns_(begin_ns_ - kLineEveryNs) {}
+Progress::Progress(const Options& options)
+    : options_(options), begin_ns_(now_ns()), last_shown_ns_(begin_ns_ - kLineEveryNs) {}
 
 void Progress::show(const StepResult& r) {
   tokens_ += r.tokens;
   const int64_t now = now_ns();
-  const bool last = r.step == steps_;
-  if (!last && now - last_shown_ns_ < (terminal_ ? kRedrawEveryNs : kLineEveryNs)) return;
+  const auto [steps, max_seconds, in_place] = options_;
+  const bool last = r.step == steps;
+  if (!last && now - last_shown_ns_ < (in_place ? kRedrawEveryNs : kLineEveryNs)) return;
   last_shown_ns_ = now;
   const double elapsed = static_cast<double>(now - begin_ns_) * 1e-9;
   const double by_steps =
-      elapsed / static_cast<double>(r.step) * static_cast<double>(steps_ - r.step);
-  const double left = std::min(by_steps, max_seconds_ - elapsed);
+      elapsed / static_cast<double>(r.step) * static_cast<double>(steps - r.step);
+  const double left = std::min(by_steps, max_seconds - elapsed);
   std::string line =
-      fmt::format("step {}/{}  loss {:.4f}  norm {:.2f}  {:.0f} tokens/s  ", r.step, steps_, r.loss,
+      fmt::format("step {}/{}  loss {:.4f}  norm {:.2f}  {:.0f} tokens/s  ", r.step, steps, r.loss,
                   r.grad_norm, static_cast<double>(tokens_) / elapsed);
   for (Tier tier : kTiers) {
     const uint64_t bytes = r.peak[static_cast<size_t>(tier)];
     if (bytes > 0) line += fmt::format("{} {:.0f} MiB  ", name(tier), mib(bytes));
   }
   line += fmt::format("{} left", duration(std::max(left, 0.0)));
-  fmt::print("{}{}{}", terminal_ ? "\r\033[K" : "", line, terminal_ ? "" : "\n");
+  fmt::print("{}{}{}", in_place ? "\r\033[K" : "", line, in_place ? "" : "\n");
   std::fflush(stdout);
-  open_ = terminal_;
+  open_ = in_place;
 }
 
 void Progress::finish() {

@@ -27,19 +27,22 @@ class MetricsFile {
   std::unique_ptr<std::FILE, int (*)(std::FILE*)> file_;
 };
 
-// A progress line: rewritten in place on a terminal, otherwise a line every few seconds.
+// A progress line: rewritten in place, or a line every few seconds.
 class Progress {
  public:
-  Progress(int64_t steps, double max_seconds);
+  struct Options {
+    int64_t steps = 0;
+    double max_seconds = 0;
+    bool in_place = false;
+  };
+  explicit Progress(const Options& options);
 
   void show(const StepResult& result);
   // Ends the line in place, so that what follows starts on its own.
   void finish();
 
  private:
-  const int64_t steps_;
-  const double max_seconds_;
-  const bool terminal_;
+  const Options options_;
   const int64_t begin_ns_;
   int64_t last_shown_ns_ = 0;
   int64_t tokens_ = 0;

@@ -1,7 +1,15 @@
 #include "engine/comm/libraries.h"
+#include "engine/comm/mpi_transport.h"
+#include "strata/error.h"
 
 namespace strata::engine {
 
 std::string mpi_library() { return "no MPI"; }
+
+std::unique_ptr<Transport> make_mpi_transport(const World&, const MpiTransportOptions&) {
+  throw ConfigError(
+      "this build has no MPI to connect several processes: install Open MPI and "
+      "configure again, or start one process");
+}
 
 }  // namespace strata::engine

@@ -185,11 +185,6 @@ class Resolver {
 }  // namespace
 
 Config Config::from_json(std::string_view text, const std::string& source, int world_size) {
-  if (world_size != 1) {
-    throw ConfigError(fmt::format(
-        "{}: this run has {} ranks, and more than one is not there yet: start one process", source,
-        world_size));
-  }
   ConfigDraft draft;
   const Json root = parse_json_object(text, source);
   draft.config.no_effect_keys = options::take_all(root, config_table(draft), source);

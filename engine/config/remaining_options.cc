@@ -7,16 +7,17 @@ namespace {
 using namespace options;  // NOLINT: the table's own vocabulary
 
 Group communication_group() {
-  const std::string one_rank = "There is one rank; nothing is communicated yet.";
+  const std::string always = "Gradients travel in the model's dtype and are summed in fp32.";
   return {"Communication",
-          {no_effect("communication_data_type", Type::string, one_rank),
-           no_effect("seq_parallel_comm_data_type", Type::string, one_rank),
-           no_effect("seq_parallel_communication_data_type", Type::string, one_rank),
-           no_effect("prescale_gradients", Type::boolean, one_rank),
-           no_effect("gradient_predivide_factor", Type::number, one_rank),
-           no_effect("sparse_gradients", Type::boolean, one_rank),
-           no_effect("disable_allgather", Type::boolean, one_rank),
-           no_effect("comms_logger", Type::object, one_rank)}};
+          {no_effect("communication_data_type", Type::string, always),
+           no_effect("seq_parallel_comm_data_type", Type::string, always),
+           no_effect("seq_parallel_communication_data_type", Type::string, always),
+           no_effect("prescale_gradients", Type::boolean, always),
+           no_effect("gradient_predivide_factor", Type::number, always),
+           no_effect("sparse_gradients", Type::boolean, always),
+           no_effect("disable_allgather", Type::boolean, always),
+           no_effect("comms_logger", Type::object,
+                     "The closing table and `--trace` show what was sent.")}};
 }
 
 Group logging_group() {

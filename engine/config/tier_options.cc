@@ -9,7 +9,8 @@ namespace {
 
 using namespace options;  // NOLINT: the table's own vocabulary
 
-constexpr const char* kOneRank = "There is one rank; nothing is communicated yet.";
+constexpr const char* kOwnCollectives =
+    "Gradients are always reduce-scattered, parameters gathered unit by unit.";
 constexpr const char* kOwnSchedule = "Units are gathered and released on a schedule of their own.";
 constexpr const char* kOwnBuffers = "`strata.staging_buffers` says how many there are.";
 
@@ -19,9 +20,8 @@ Value stage(int& out) {
             const auto value = as_integer(json, {0, 3});
             if (!value) return must_be(expects, json);
             if (*value != 3) {
-              return fmt::format(
-                  "is {}, which is not there yet: use 3, which at world size 1 gives the same bits",
-                  *value);
+              return fmt::format("is {}, which is not there yet: use 3, which gives the same bits",
+                                 *value);
             }
             out = 3;
             return "";
@@ -30,14 +30,17 @@ Value stage(int& out) {
 
 void add_zero_keys_without_effect(std::vector<Option>& rows) {
   for (const char* key :
-       {"allgather_partitions", "overlap_comm", "reduce_scatter", "contiguous_gradients",
-        "round_robin_gradients", "use_multi_rank_bucket_allreduce",
-        "stage3_use_all_reduce_for_fetch_params", "stage3_allgather_sequential"}) {
-    rows.push_back(no_effect(std::string("zero_optimization.") + key, Type::boolean, kOneRank));
+       {"allgather_partitions", "reduce_scatter", "contiguous_gradients", "round_robin_gradients",
+        "use_multi_rank_bucket_allreduce", "stage3_use_all_reduce_for_fetch_params",
+        "stage3_allgather_sequential"}) {
+    rows.push_back(
+        no_effect(std::string("zero_optimization.") + key, Type::boolean, kOwnCollectives));
   }
-  for (const char* key : {"allgather_bucket_size", "reduce_bucket_size"}) {
-    rows.push_back(no_effect(std::string("zero_optimization.") + key, Type::integer, kOneRank));
-  }
+  rows.push_back(
+      no_effect("zero_optimization.overlap_comm", Type::boolean,
+                "Collectives always overlap with compute, unless `strata.overlap` is off."));
+  rows.push_back(no_effect("zero_optimization.allgather_bucket_size", Type::integer,
+                           "A unit is gathered whole."));
   for (const char* key :
        {"stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_prefetch_bucket_size",
         "stage3_param_persistence_threshold", "stage3_model_persistence_threshold",
@@ -62,6 +65,17 @@ void add_zero_keys_without_effect(std::vector<Option>& rows) {
   }
 }
 
+Value reduce_bucket(int64_t& out) {
+  Value value = integer(out, {.min = 1});
+  value.takes_auto = true;
+  value.take = [&out, take = value.take](const Json& json) -> std::string {
+    if (json != "auto") return take(json);
+    out = Config::kAutoReduceBucket;
+    return "";
+  };
+  return value;
+}
+
 Group zero_group(ConfigDraft& draft) {
   Group group = {
       "ZeRO",
@@ -75,6 +89,12 @@ Group zero_group(ConfigDraft& draft) {
                 "of 4096, at least 4096.",
                 "DeepSpeed's default is 1e9 and cuts between parameters only; a sub-group here may "
                 "split a parameter, so small ones waste nothing."),
+       honoured("zero_optimization.reduce_bucket_size",
+                reduce_bucket(draft.config.reduce_bucket_numel),
+                "Elements of a unit's gradient that are reduced over the ranks at a time; it "
+                "bounds the room for what peers send.",
+                "By whole grains of 4096 elements a rank, at least one. \"auto\" is the square of "
+                "the widest layer's channels, as the Trainer has it."),
        refused("zero_optimization.zero_hpz_partition_size", Type::integer, only(1),
                "secondary partitions are not there yet; write 1 or remove it"),
        refused("zero_optimization.mics_shard_size", Type::integer, only(-1),
@@ -263,6 +283,9 @@ Group strata_group(ConfigDraft& draft) {
                                        {"off", DirectChoice::off}}),
                 "O_DIRECT; auto falls back to buffered files, with a warning, where the file "
                 "system refuses."),
+       honoured("strata.comm_timeout", number(out.comm_timeout_s, {.min = 0, .above_min = true}),
+                "Seconds that a rank waits for one that is alive but does not come, before the "
+                "run ends."),
        honoured("strata.slots", integer(out.slots, {1, 2}),
                 "Places on disk for each sub-group; with 2 the step before stays intact until the "
                 "next is "

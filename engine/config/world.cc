@@ -18,15 +18,16 @@ struct Launcher {
   const char* rank;
   const char* size;
   const char* local_rank;
+  const char* local_size;
 };
 
 // In the order in which they are asked: mpirun and torchrun run inside Slurm's jobs, not the other
 // way round. A Slurm batch script has SLURM_NTASKS without being a rank; only a step has an id.
 constexpr Launcher kLaunchers[] = {
     {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE",
-     "OMPI_COMM_WORLD_LOCAL_RANK"},
-    {"WORLD_SIZE", "RANK", "WORLD_SIZE", "LOCAL_RANK"},
-    {"SLURM_STEP_ID", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"},
+     "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"},
+    {"WORLD_SIZE", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"},
+    {"SLURM_STEP_ID", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"},
 };
 
 int integer_in(const char* variable, int min, int end, const Launcher& launcher) {
@@ -56,6 +57,9 @@ World World::from_environment() {
     world.size = integer_in(launcher.size, 1, kMaxRanks, launcher);
     world.rank = integer_in(launcher.rank, 0, world.size, launcher);
     world.local_rank = integer_in(launcher.local_rank, 0, world.size, launcher);
+    world.local_size = std::getenv(launcher.local_size) == nullptr
+                           ? world.size
+                           : integer_in(launcher.local_size, 1, world.size + 1, launcher);
     return world;
   }
   return {};

@@ -112,14 +112,18 @@ TextCorpus TextCorpus::from_path(const std::string& path, int64_t sequence) {
   return corpus;
 }
 
-std::vector<OwnedBatch> validation_batches(const TextCorpus& corpus, BatchShape shape) {
+std::vector<OwnedBatch> validation_batches(const TextCorpus& corpus, BatchShape shape,
+                                           const World& world) {
   const std::vector<uint8_t>& bytes = corpus.validation();
   const int64_t windows = (static_cast<int64_t>(bytes.size()) - 1) / shape.sequence;
+  const int64_t rows_a_turn = world.size * shape.batch;
   std::vector<OwnedBatch> batches;
-  for (int64_t window = 0; window < windows; ++window) {
-    const int64_t row = window % shape.batch;
-    if (row == 0) batches.push_back(OwnedBatch::empty(shape));
-    batches.back().set_row(row, bytes.data() + window * shape.sequence);
+  for (int64_t turn = 0; turn < windows; turn += rows_a_turn) {
+    OwnedBatch& batch = batches.emplace_back(OwnedBatch::empty(shape));
+    const int64_t first = turn + world.rank * shape.batch;
+    for (int64_t row = 0; row < shape.batch && first + row < windows; ++row) {
+      batch.set_row(row, bytes.data() + (first + row) * shape.sequence);
+    }
   }
   return batches;
 }

@@ -34,10 +34,13 @@ int64_t OwnedBatch::counted_targets() const {
   return std::count_if(targets.begin(), targets.end(), [](int32_t target) { return target >= 0; });
 }
 
-TextSampler::TextSampler(const TextCorpus& corpus, int64_t sequence, uint64_t seed)
+TextSampler::TextSampler(const TextCorpus& corpus, int64_t sequence, uint64_t seed,
+                         const World& world)
     : corpus_(corpus),
       sequence_(sequence),
       seed_(seed),
+      rank_(world.rank),
+      ranks_(world.size),
       windows_((static_cast<int64_t>(corpus.train().size()) - sequence) / sequence) {
   if (windows_ < 1) {
     throw ConfigError(fmt::format(
@@ -63,12 +66,14 @@ void TextSampler::start_epoch(int64_t epoch) {
 void TextSampler::next(OwnedBatch& batch) {
   batch.tokens.resize(static_cast<size_t>(batch.shape.tokens()));
   batch.targets.resize(static_cast<size_t>(batch.shape.tokens()));
-  for (int64_t row = 0; row < batch.shape.batch; ++row, ++position_) {
-    const int64_t epoch = position_ / windows_;
+  const int64_t first = position_ + rank_ * batch.shape.batch;
+  for (int64_t row = 0; row < batch.shape.batch; ++row) {
+    const int64_t epoch = (first + row) / windows_;
     if (epoch != epoch_) start_epoch(epoch);
-    const int64_t window = order_[static_cast<size_t>(position_ % windows_)];
+    const int64_t window = order_[static_cast<size_t>((first + row) % windows_)];
     batch.set_row(row, corpus_.train().data() + offset_ + window * sequence_);
   }
+  position_ += ranks_ * batch.shape.batch;
 }
 
 }  // namespace strata

@@ -99,6 +99,10 @@ void Gpt2Head::forward(const LayerForward& context) const {
                              .workspace = workspace.scratch});
 }
 
+TensorView Gpt2Head::scores(const LayerContext& context) const {
+  return Views(context, config_).saved.logits;
+}
+
 void Gpt2Head::backward(const LayerBackward& context) const {
   const auto& [saved, workspace] = Views(context, config_);
   normalize(context, workspace, config_.layer_norm_epsilon);

@@ -62,6 +62,7 @@ class Gpt2Head final : public Layer {
   LayerFootprint footprint(const ops::LayerOps& ops, const BatchShape& batch,
                            DType dtype) const override;
   void forward(const LayerForward& context) const override;
+  TensorView scores(const LayerContext& context) const override;
   void backward(const LayerBackward& context) const override;
 
  private:

@@ -51,14 +51,14 @@ void check_directory(const std::string& path) {
 
 }  // namespace
 
-MachineMemory MachineMemory::of_host(const std::string& nvme_path) {
+MachineMemory MachineMemory::of_host(const std::string& nvme_path, int ranks) {
   MachineMemory memory;
-  memory.host_bytes = available_memory_bytes();
+  memory.host_bytes = available_memory_bytes() / static_cast<uint64_t>(ranks);
   memory.device_bytes = memory.host_bytes;
   memory.process_bytes = resident_bytes();
   if (!nvme_path.empty()) {
     check_directory(nvme_path);
-    memory.disk_bytes = io::free_bytes(nvme_path);
+    memory.disk_bytes = io::free_bytes(nvme_path) / static_cast<uint64_t>(ranks);
   }
   return memory;
 }

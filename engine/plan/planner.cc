@@ -29,12 +29,6 @@ int64_t sum(const std::vector<int64_t>& values) {
   return std::accumulate(values.begin(), values.end(), int64_t{0});
 }
 
-// Grains of a unit's trainable shard in the rank's shard space.
-GrainRange shard_grains(const Unit& unit, int world_size) {
-  const int64_t begin = unit.trainable.first_grain;
-  return {begin, begin + unit.trainable.shard_numel(world_size) / kGrainNumel};
-}
-
 void check_fractions(std::string_view kind, const TierFractions& fractions) {
   const double sum = fractions.device + fractions.host + fractions.nvme;
   const bool valid = fractions.device >= 0 && fractions.host >= 0 && fractions.nvme >= 0 &&
@@ -50,9 +44,9 @@ void check_fractions(std::string_view kind, const TierFractions& fractions) {
 // A Config made by hand has passed no parser.
 void check_config(const PlanInput& input) {
   const Config& config = input.config;
-  if (input.world.size != 1) {
-    throw ConfigError(
-        fmt::format("a world of {} ranks is not there yet: start one process", input.world.size));
+  if (input.world.rank < 0 || input.world.rank >= input.world.size) {
+    throw ConfigError(fmt::format("rank {} is not in a world of {}: ranks count from 0",
+                                  input.world.rank, input.world.size));
   }
   if (input.model.layers.empty()) throw ConfigError("the model has no layers: give it one");
   if (config.accumulation_steps < 1 || config.accumulation_steps > kMaxAccumulationSteps) {
@@ -114,7 +108,8 @@ class Planner {
       : input_(checked(input)),
         element_bytes_(size_bytes(input.config.dtype)),
         plan_{.summary = {},
-              .layout = ModelLayout(input.model, input.world.size),
+              .micro_batch = input.micro_batch,
+              .layout = ModelLayout(input.model, input.world.rank, input.world.size),
               .segments = {},
               .state = {},
               .frozen_tier = Tier::device,
@@ -122,11 +117,13 @@ class Planner {
               .activations = {},
               .step = {},
               .evaluate = {},
+              .reduced_bytes = 0,
+              .reduce_scratch_bytes = 0,
               .landing_bytes = 0,
               .transfer_grains = 0} {}
 
   Plan make() {
-    plan_.segments = segment_table(plan_.layout, input_.world.rank);
+    plan_.segments = segment_table(plan_.layout);
     place_state();
     measure_layers();
     set_budgets();
@@ -161,7 +158,7 @@ class Planner {
         grains == 0 ? 0.0 : static_cast<double>(updated_on_device) / static_cast<double>(grains);
     state.grad = offload::Placement({device_part, 1.0 - device_part, 0.0}, grains);
     state.param_dtype = config.dtype;
-    // Sums over micro-batches are fp32; a single micro-batch's local gradient is kept as it is.
+    // Sums over ranks and micro-batches are fp32; one micro-batch's on one rank is kept as it is.
     state.grad_dtype =
         config.accumulation_steps == 1 && input_.world.size == 1 ? config.dtype : DType::fp32;
     state.slots = config.slots;
@@ -174,11 +171,12 @@ class Planner {
 
   // A unit is gathered unless all of it lies on the device already.
   bool is_gathered(const Unit& unit) const {
-    const GrainRange shard = shard_grains(unit, input_.world.size);
+    const GrainRange shard = unit.trainable.shard();
     const GrainRange on_device = plan_.state.param.range(Tier::device);
     const bool trainable_there = shard.empty() || shard.end <= on_device.end;
     const bool frozen_there = unit.frozen.numel == 0 || plan_.frozen_tier == Tier::device;
-    return input_.world.size > 1 || !trainable_there || !frozen_there;
+    const bool sharded = input_.world.size > 1 && unit.numel() > 0;
+    return sharded || !trainable_there || !frozen_there;
   }
 
   void measure_layers() {
@@ -285,6 +283,8 @@ class Planner {
     const uint64_t token_bytes =
         micro_batches * static_cast<uint64_t>(input_.micro_batch.tokens()) * 2 * sizeof(int32_t);
     const auto device_grains = static_cast<uint64_t>(plan_.state.grad.range(Tier::device).grains());
+    plan_.reduced_bytes = reduced_bytes();
+    plan_.reduce_scratch_bytes = reduce_scratch_bytes();
     plan_.landing_bytes = landing_bytes();
 
     summary.reservations = offload::reservations_for(plan_.state);
@@ -298,6 +298,8 @@ class Planner {
         static_cast<uint64_t>(sum(plan_.step.window_numel)) * element_bytes_);
     add(Tier::device, StateKind::grad, reserved::kLocalGrads,
         static_cast<uint64_t>(sum(plan_.step.grad_slot_numel)) * element_bytes_);
+    add(Tier::device, StateKind::grad, reserved::kReducedGrads, 2 * plan_.reduced_bytes);
+    add(Tier::device, StateKind::grad, reserved::kReduceScratch, plan_.reduce_scratch_bytes);
     add(Tier::device, StateKind::activation, reserved::kBoundary, activations.boundary_bytes);
     add(Tier::device, StateKind::activation, reserved::kOutputGrads,
         2 * activations.output_grad_bytes);
@@ -308,6 +310,8 @@ class Planner {
     add(Tier::device, StateKind::other, reserved::kDeviceGrainSums, device_grains * sizeof(double));
     add(Tier::host, StateKind::other, reserved::kTokenStaging, token_bytes);
     add(Tier::host, StateKind::other, reserved::kLossReadback, micro_batches * sizeof(double));
+    add(Tier::host, StateKind::other, reserved::kScoresReadback,
+        static_cast<uint64_t>(input_.model.vocab_size) * element_bytes_);
     add(Tier::host, StateKind::grad, reserved::kLanding, 2 * plan_.landing_bytes);
     add(Tier::host, StateKind::other, reserved::kGrainSums,
         static_cast<uint64_t>(plan_.layout.trainable_grains()) * sizeof(double));
@@ -324,40 +328,79 @@ class Planner {
     for (const Reservation& r : summary.reservations) needed(r.tier) += r.bytes;
   }
 
+  int64_t largest_shard_numel() const {
+    int64_t largest = 0;
+    for (const Unit& unit : units()) largest = std::max(largest, unit.trainable.shard_numel);
+    return largest;
+  }
+
+  // A unit's gradient summed over ranks, this rank's shard of it, in fp32.
+  uint64_t reduced_bytes() const {
+    if (input_.world.size == 1) return 0;
+    return static_cast<uint64_t>(largest_shard_numel()) * sizeof(float);
+  }
+
+  int64_t reduce_bucket_numel() const {
+    if (input_.config.reduce_bucket_numel != Config::kAutoReduceBucket) {
+      return input_.config.reduce_bucket_numel;
+    }
+    int64_t widest = 0;
+    for (const PerUnit& unit : plan_.activations.units) {
+      widest = std::max(widest, unit.output_channels);
+    }
+    return widest * widest;
+  }
+
+  // What peers send of a unit's gradient at a time: a piece of a shard from each.
+  uint64_t reduce_scratch_bytes() const {
+    const int64_t piece = reduce_bucket_numel() / input_.world.size;
+    const int64_t whole_grains = std::max<int64_t>(piece / kGrainNumel, 1) * kGrainNumel;
+    return static_cast<uint64_t>((input_.world.size - 1) *
+                                 std::min(whole_grains, largest_shard_numel())) *
+           element_bytes_;
+  }
+
   // The largest part of a unit's gradient that lands on the host.
   uint64_t landing_bytes() const {
-    int64_t largest = 0;
-    const GrainRange host = plan_.state.grad.range(Tier::host);
-    for (const Unit& unit : units()) {
-      const GrainRange shard = shard_grains(unit, input_.world.size);
-      largest = std::max(largest, intersect(shard, host).numel());
-    }
-    return static_cast<uint64_t>(largest) * element_bytes_;
+    uint64_t largest = 0;
+    for (const Unit& unit : units()) largest = std::max(largest, host_grad_bytes(unit));
+    return largest;
   }
 
   uint64_t host_param_bytes(const Unit& unit) const {
-    const GrainRange shard = shard_grains(unit, input_.world.size);
-    int64_t numel = intersect(shard, plan_.state.param.range(Tier::host)).numel();
-    if (plan_.frozen_tier == Tier::host) numel += unit.frozen.shard_numel(input_.world.size);
+    int64_t numel = intersect(unit.trainable.shard(), plan_.state.param.range(Tier::host)).numel();
+    if (plan_.frozen_tier == Tier::host) numel += unit.frozen.shard_numel;
     return static_cast<uint64_t>(numel) * element_bytes_;
   }
 
   uint64_t host_grad_bytes(const Unit& unit) const {
-    const GrainRange shard = shard_grains(unit, input_.world.size);
-    return static_cast<uint64_t>(intersect(shard, plan_.state.grad.range(Tier::host)).numel()) *
-           element_bytes_;
+    const int64_t numel =
+        intersect(unit.trainable.shard(), plan_.state.grad.range(Tier::host)).numel();
+    return static_cast<uint64_t>(numel) * size_bytes(plan_.landed_dtype());
+  }
+
+  // What a rank sends to gather a unit's parameters, or to reduce its gradients.
+  uint64_t sent_bytes(int64_t shard_numel) const {
+    return static_cast<uint64_t>((input_.world.size - 1) * shard_numel) * element_bytes_;
   }
 
   LinkBytes program_traffic(const Program& program, uint64_t micro_batches) const {
     LinkBytes traffic = {};
     uint64_t& h2d = traffic[static_cast<size_t>(Activity::h2d)];
     uint64_t& d2h = traffic[static_cast<size_t>(Activity::d2h)];
+    uint64_t& comm = traffic[static_cast<size_t>(Activity::comm)];
     h2d += micro_batches * static_cast<uint64_t>(input_.micro_batch.tokens()) * 2 * sizeof(int32_t);
     d2h += micro_batches * sizeof(double);
     for (const Action& action : program.actions) {
       const Unit& unit = units()[static_cast<size_t>(action.unit)];
-      if (action.op == Action::Op::gather) h2d += host_param_bytes(unit);
-      if (action.op == Action::Op::reduce) d2h += host_grad_bytes(unit);
+      if (action.op == Action::Op::gather) {
+        h2d += host_param_bytes(unit);
+        comm += sent_bytes(unit.trainable.shard_numel + unit.frozen.shard_numel);
+      }
+      if (action.op == Action::Op::reduce) {
+        d2h += host_grad_bytes(unit);
+        comm += sent_bytes(unit.trainable.shard_numel);
+      }
     }
     return traffic;
   }
@@ -369,9 +412,13 @@ class Planner {
         program_traffic(plan_.step, static_cast<uint64_t>(input_.config.accumulation_steps));
     uint64_t& h2d = summary.step_traffic[static_cast<size_t>(Activity::h2d)];
     uint64_t& d2h = summary.step_traffic[static_cast<size_t>(Activity::d2h)];
+    uint64_t& comm = summary.step_traffic[static_cast<size_t>(Activity::comm)];
     uint64_t& nvme_read = summary.step_traffic[static_cast<size_t>(Activity::nvme_read)];
     uint64_t& nvme_write = summary.step_traffic[static_cast<size_t>(Activity::nvme_write)];
     d2h += static_cast<uint64_t>(plan_.state.grad.range(Tier::device).grains()) * sizeof(double);
+    const bool commits = plan_.state.uses_nvme() && plan_.state.slots > 1;
+    comm += static_cast<uint64_t>(input_.world.size - 1) *
+            (kStepSums + (commits ? kCommitSums : 0)) * sizeof(double);
     const offload::SlotLayout slots(plan_.state.sub_groups, plan_.state.slots);
     for (const offload::SubGroup& group : plan_.state.sub_groups) {
       const uint64_t extent = slots.extent(group.index, 0).bytes;

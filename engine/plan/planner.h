@@ -26,8 +26,9 @@ struct MachineMemory {
   uint64_t process_bytes = 0;  // resident now, before anything is claimed
 
   // Asks the system: MemAvailable (the host device shares it), and the file system of `nvme_path`
-  // when that is not empty. Throws ConfigError for a path that does not exist or cannot be written.
-  static MachineMemory of_host(const std::string& nvme_path);
+  // when that is not empty, each divided by the ranks on this machine. Throws ConfigError for a
+  // path that does not exist or cannot be written.
+  static MachineMemory of_host(const std::string& nvme_path, int ranks);
 };
 
 // Where activations lie in their reservations; offsets in bytes.
@@ -48,6 +49,7 @@ struct ActivationLayout {
 
 struct Plan {
   PlanSummary summary;
+  BatchShape micro_batch;
   ModelLayout layout;
   std::vector<Segment> segments;
   offload::TrainingStateSpec state;
@@ -56,15 +58,27 @@ struct Plan {
   ActivationLayout activations;
   Program step;
   Program evaluate;
-  uint64_t landing_bytes = 0;   // one of two buffers for gradients on their way to the host
-  int64_t transfer_grains = 0;  // room of the buffer behind initialization and digests
+  uint64_t reduced_bytes = 0;         // one of two buffers for gradients summed over ranks
+  uint64_t reduce_scratch_bytes = 0;  // what peers send of them at a time
+  uint64_t landing_bytes = 0;         // one of two buffers for gradients on their way to the host
+  int64_t transfer_grains = 0;        // room of the buffer behind initialization and digests
+
+  // Of the gradients that land: summed over ranks they are fp32, a single rank's are as computed.
+  DType landed_dtype() const { return layout.world_size() > 1 ? DType::fp32 : state.param_dtype; }
 };
+
+// Doubles that ranks exchange in a step: the loss and the sum of squares; and when a generation is
+// durable everywhere.
+inline constexpr uint64_t kStepSums = 2;
+inline constexpr uint64_t kCommitSums = 1;
 
 // Names of the reservations that the runtime claims itself; the rest belong to offload.
 namespace reserved {
 inline constexpr const char* kFrozen = "frozen parameters";
 inline constexpr const char* kWindow = "gather window";
 inline constexpr const char* kLocalGrads = "local gradients";
+inline constexpr const char* kReducedGrads = "reduced gradients";
+inline constexpr const char* kReduceScratch = "reduce scratch";
 inline constexpr const char* kTokens = "tokens";
 inline constexpr const char* kTokenStaging = "token staging";
 inline constexpr const char* kBoundary = "boundary activations";
@@ -73,6 +87,7 @@ inline constexpr const char* kSaved = "saved activations";
 inline constexpr const char* kWorkspace = "layer workspace";
 inline constexpr const char* kLoss = "loss";
 inline constexpr const char* kLossReadback = "loss readback";
+inline constexpr const char* kScoresReadback = "scores readback";
 inline constexpr const char* kLanding = "gradient landing";
 inline constexpr const char* kGrainSums = "gradient norms";
 inline constexpr const char* kDeviceGrainSums = "gradient norms on device";

@@ -23,16 +23,14 @@ bool adds_to_later_units(const std::vector<Unit>& units, size_t unit, const Para
 
 }  // namespace
 
-GradientLander::GradientLander(const Plan& plan, const offload::TrainingState& state,
-                               offload::TierManager& tiers, const Queues& queues,
-                               ops::StateOps& device_ops, ops::StateOps& host_ops)
+GradientLander::GradientLander(const Plan& plan, const Parts& parts, offload::TierManager& tiers)
     : plan_(plan),
-      state_(state),
-      queues_(queues),
-      device_ops_(device_ops),
-      host_ops_(host_ops),
+      parts_(parts),
       element_bytes_(size_bytes(plan.state.param_dtype)),
+      landed_bytes_(size_bytes(plan.landed_dtype())),
       slot_memory_(tiers.claim(reserved::kLocalGrads)),
+      reduced_memory_(tiers.claim(reserved::kReducedGrads)),
+      reduce_scratch_(tiers.claim(reserved::kReduceScratch)),
       landing_memory_(tiers.claim(reserved::kLanding)),
       host_sums_(tiers.claim(reserved::kGrainSums)),
       device_sums_(tiers.claim(reserved::kDeviceGrainSums)) {
@@ -41,7 +39,8 @@ GradientLander::GradientLander(const Plan& plan, const offload::TrainingState& s
     slots_.emplace_back().data = next;
     next += static_cast<size_t>(numel) * element_bytes_;
   }
-  for (size_t i = 0; i < landings_.size(); ++i) {
+  for (size_t i = 0; i < 2; ++i) {
+    reduced_[i].data = reduced_memory_.data() + i * plan.reduced_bytes;
     landings_[i].data = landing_memory_.data() + i * plan.landing_bytes;
   }
   const auto& units = plan.layout.units();
@@ -70,7 +69,7 @@ std::span<const ParameterGrad> GradientLander::prepare(int unit_index) {
     Slot& slot = slots_[static_cast<size_t>(slot_index)];
     if (slot.prepared) continue;
     slot.prepared = true;
-    queues_.compute.wait(slot.free, {StateKind::grad, ref.unit, kSlotWaitLabel});
+    parts_.compute.wait(slot.free, {StateKind::grad, ref.unit, kSlotWaitLabel});
     zero_padding(plan_.layout.units()[static_cast<size_t>(ref.unit)], slot.data);
   }
   return grads_[static_cast<size_t>(unit_index)];
@@ -80,8 +79,8 @@ std::span<const ParameterGrad> GradientLander::prepare(int unit_index) {
 void GradientLander::zero_padding(const Unit& unit, std::byte* slot) {
   const auto zero = [&](int64_t begin, int64_t end) {
     if (begin >= end) return;
-    queues_.compute.fill_zero(slot + static_cast<size_t>(begin) * element_bytes_,
-                              static_cast<size_t>(end - begin) * element_bytes_);
+    parts_.compute.fill_zero(slot + static_cast<size_t>(begin) * element_bytes_,
+                             static_cast<size_t>(end - begin) * element_bytes_);
   };
   int64_t end = 0;
   for (const FlatParameter& parameter : unit.trainable.parameters) {
@@ -91,80 +90,100 @@ void GradientLander::zero_padding(const Unit& unit, std::byte* slot) {
   zero(end, unit.trainable.numel);
 }
 
-void GradientLander::land(int unit_index, bool first_micro_batch, bool last_micro_batch) {
-  const Unit& unit = plan_.layout.units()[static_cast<size_t>(unit_index)];
-  Slot& slot = slots_[static_cast<size_t>(plan_.step.grad_slot[static_cast<size_t>(unit_index)])];
+void GradientLander::land(int unit, bool first_micro_batch, bool last_micro_batch) {
+  Slot& slot = slots_[static_cast<size_t>(plan_.step.grad_slot[static_cast<size_t>(unit)])];
   slot.prepared = false;
-  // Landing on the device runs on the compute queue, so that the slot is free once both that and
-  // the copy to the host are through.
-  land_on_device(unit, slot.data, !first_micro_batch, last_micro_batch);
-  queues_.copy_out.wait(queues_.compute.record(),
-                        {StateKind::grad, unit_index, "landing waits for compute"});
-  land_on_host(unit_index, slot.data, !first_micro_batch, last_micro_batch);
-  slot.free = queues_.copy_out.record();
+  Arriving arriving{unit, slot.data, !first_micro_batch, last_micro_batch};
+  if (!single()) arriving.shard = reduce(unit, slot);
+  // Landing on the device is on the shard's queue, so that its buffer is free once the copy to the
+  // host, which waits for that queue, is through.
+  land_on_device(arriving);
+  parts_.copy_out.wait(shard_queue().record(),
+                       {StateKind::grad, unit, "landing waits for gradients"});
+  land_on_host(arriving);
+  (single() ? slot.free : reduced_[turn_].free) = parts_.copy_out.record();
+  turn_ = 1 - turn_;
 }
 
-GrainRange GradientLander::part_of(const Unit& unit, Tier tier) const {
-  const int64_t begin = unit.trainable.first_grain;
-  return intersect({begin, begin + unit.trainable.numel / kGrainNumel},
-                   state_.spec().grad.range(tier));
+const std::byte* GradientLander::reduce(int unit, Slot& slot) {
+  Buffer& reduced = reduced_[turn_];
+  parts_.comm_queue.wait(parts_.compute.record(),
+                         {StateKind::grad, unit, "reduction waits for compute"});
+  parts_.comm_queue.wait(reduced.free, {StateKind::grad, unit, "reduction waits for landing"});
+  ReduceScatterSpans spans;
+  spans.flat = slot.data;
+  spans.dtype = plan_.state.param_dtype;
+  spans.out = reinterpret_cast<float*>(reduced.data);
+  spans.shard_numel = plan_.layout.units()[static_cast<size_t>(unit)].trainable.shard_numel;
+  spans.scratch = {reduce_scratch_.data(), reduce_scratch_.bytes()};
+  parts_.comm.reduce_scatter(spans, {StateKind::grad, unit, "reduce"});
+  slot.free = parts_.comm_queue.record();
+  return reduced.data;
 }
 
-ops::LandGradientSpans GradientLander::spans(GrainRange grains, const void* source, bool add,
-                                             double* sums) const {
+GrainRange GradientLander::part_of(int unit, Tier tier) const {
+  return intersect(plan_.layout.units()[static_cast<size_t>(unit)].trainable.shard(),
+                   parts_.state.spec().grad.range(tier));
+}
+
+// From the start of the unit's shard to a part of it.
+size_t GradientLander::bytes_before(int unit, GrainRange part) const {
+  const int64_t first = plan_.layout.units()[static_cast<size_t>(unit)].trainable.first_grain;
+  return static_cast<size_t>((part.begin - first) * kGrainNumel) * landed_bytes_;
+}
+
+ops::LandGradientSpans GradientLander::spans(GrainRange grains, const void* source,
+                                             const Arriving& arriving, double* sums) const {
   ops::LandGradientSpans spans;
-  spans.dst = state_.resident(StateKind::grad, grains.begin);
+  spans.dst = parts_.state.resident(StateKind::grad, grains.begin);
   spans.dst_dtype = plan_.state.grad_dtype;
   spans.src = source;
-  spans.src_dtype = plan_.state.param_dtype;
+  spans.src_dtype = plan_.landed_dtype();
   spans.numel = grains.numel();
-  spans.add = add;
-  spans.grain_sum_of_squares = sums;
+  spans.add = arriving.add;
+  spans.grain_sum_of_squares = arriving.count ? sums + grains.begin : nullptr;
   return spans;
 }
 
-void GradientLander::land_on_device(const Unit& unit, const std::byte* slot, bool add, bool count) {
-  const GrainRange part = part_of(unit, Tier::device);
+void GradientLander::land_on_device(const Arriving& arriving) {
+  const GrainRange part = part_of(arriving.unit, Tier::device);
   if (part.empty()) return;
-  const int64_t skipped = (part.begin - unit.trainable.first_grain) * kGrainNumel;
-  double* sums = count ? device_sums_.as<double>() + part.begin : nullptr;
-  device_ops_.land_gradient(
-      queues_.compute,
-      spans(part, slot + static_cast<size_t>(skipped) * element_bytes_, add, sums));
+  parts_.device_ops.land_gradient(
+      shard_queue(), spans(part, arriving.shard + bytes_before(arriving.unit, part), arriving,
+                           device_sums_.as<double>()));
 }
 
-void GradientLander::land_on_host(int unit_index, const std::byte* slot, bool add, bool count) {
-  const Unit& unit = plan_.layout.units()[static_cast<size_t>(unit_index)];
+void GradientLander::land_on_host(const Arriving& arriving) {
+  const int unit = arriving.unit;
   const GrainRange part = part_of(unit, Tier::host);
   if (part.empty()) return;
-  Landing& landing = landings_[next_landing_];
-  next_landing_ = (next_landing_ + 1) % landings_.size();
-  const int64_t skipped = (part.begin - unit.trainable.first_grain) * kGrainNumel;
-  queues_.copy_out.wait(landing.free, {StateKind::grad, unit_index, "landing waits for the host"});
-  queues_.copy_out.copy(landing.data, slot + static_cast<size_t>(skipped) * element_bytes_,
-                        static_cast<size_t>(part.numel()) * element_bytes_,
-                        CopyDirection::device_to_host, {StateKind::grad, unit_index, "gradients"});
-  queues_.host.wait(queues_.copy_out.record(),
-                    {StateKind::grad, unit_index, "host waits for gradients"});
-  double* sums = count ? host_sums_.as<double>() + part.begin : nullptr;
-  host_ops_.land_gradient(queues_.host, spans(part, landing.data, add, sums));
-  landing.free = queues_.host.record();
+  Buffer& landing = landings_[turn_];
+  parts_.copy_out.wait(landing.free, {StateKind::grad, unit, "landing waits for the host"});
+  parts_.copy_out.copy(landing.data, arriving.shard + bytes_before(unit, part),
+                       static_cast<size_t>(part.numel()) * landed_bytes_,
+                       CopyDirection::device_to_host, {StateKind::grad, unit, "gradients"});
+  parts_.host.wait(parts_.copy_out.record(), {StateKind::grad, unit, "host waits for gradients"});
+  parts_.host_ops.land_gradient(parts_.host,
+                                spans(part, landing.data, arriving, host_sums_.as<double>()));
+  landing.free = parts_.host.record();
 }
 
 double GradientLander::finish(TrafficSink& traffic) {
-  const auto device_grains = static_cast<size_t>(state_.spec().grad.range(Tier::device).grains());
-  queues_.compute.synchronize();
+  const auto device_grains =
+      static_cast<size_t>(parts_.state.spec().grad.range(Tier::device).grains());
+  parts_.compute.synchronize();
   TrafficRecord wait;
   wait.activity = Activity::wait;
   wait.tag = {StateKind::grad, -1, kLandingWaitLabel};
   wait.lane = "driver";
   wait.begin_ns = now_ns();
+  parts_.comm_queue.synchronize();
   if (device_grains > 0) {
-    queues_.copy_out.copy(host_sums_.data(), device_sums_.data(), device_grains * sizeof(double),
-                          CopyDirection::device_to_host, {StateKind::other, -1, "gradient norms"});
+    parts_.copy_out.copy(host_sums_.data(), device_sums_.data(), device_grains * sizeof(double),
+                         CopyDirection::device_to_host, {StateKind::other, -1, "gradient norms"});
   }
-  queues_.copy_out.synchronize();
-  queues_.host.synchronize();
+  parts_.copy_out.synchronize();
+  parts_.host.synchronize();
   wait.end_ns = now_ns();
   traffic.record(wait);
 

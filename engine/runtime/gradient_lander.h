@@ -1,9 +1,10 @@
 // Takes units' local gradients from the device to where their grains are updated.
 //
-// Layers write a unit's gradients into a device slot in the model's dtype. Once complete they land:
-// grains updated on the device are added into the device's accumulator, the others are copied to a
-// pinned landing buffer and added into the host's, in fp32, in micro-batch order. With the last
-// micro-batch each grain's sum of squares is counted as it lands. Driver thread.
+// Layers write a unit's gradients into a device slot in the model's dtype. Once complete they are
+// summed over the ranks, each rank keeping its shard in fp32 (a single rank keeps them as they
+// are), and land: grains updated on the device are added into the device's accumulator, the others
+// are copied to a pinned landing buffer and added into the host's, in fp32, in micro-batch order.
+// With the last micro-batch each grain's sum of squares is counted as it lands. Driver thread.
 #pragma once
 
 #include <array>
@@ -11,6 +12,7 @@
 #include <span>
 #include <vector>
 
+#include "engine/comm/communicator.h"
 #include "engine/plan/planner.h"
 #include "kernels/device/device.h"
 #include "kernels/ops/state_ops.h"
@@ -26,14 +28,18 @@ class GradientLander {
   static constexpr const char* kSlotWaitLabel = "compute waits for a gradient slot";
   static constexpr const char* kLandingWaitLabel = "step waits for landing gradients";
 
-  struct Queues {
-    Queue& compute;   // of the device
-    Queue& copy_out;  // of the device: to the host
-    Queue& host;      // of host threads
+  struct Parts {
+    const offload::TrainingState& state;
+    Communicator& comm;
+    ops::StateOps& device_ops;
+    ops::StateOps& host_ops;
+    Queue& compute;     // of the device
+    Queue& comm_queue;  // the communicator's
+    Queue& copy_out;    // of the device: to the host
+    Queue& host;        // of host threads
   };
   // All must outlive the lander.
-  GradientLander(const Plan& plan, const offload::TrainingState& state, offload::TierManager& tiers,
-                 const Queues& queues, ops::StateOps& device_ops, ops::StateOps& host_ops);
+  GradientLander(const Plan& plan, const Parts& parts, offload::TierManager& tiers);
 
   // Before a unit's backward: waits, on the compute queue, for the slots it writes to be free, and
   // returns where its gradients go, as its parameters are declared.
@@ -42,8 +48,8 @@ class GradientLander {
   // All of a unit's gradients of this micro-batch are enqueued on the compute queue: land them.
   void land(int unit, bool first_micro_batch, bool last_micro_batch);
 
-  // Waits for everything landed and returns the sum of squares over all grains, in grain order, of
-  // the accumulated gradients before scaling. Not finite exactly when a gradient is not.
+  // Waits for everything landed and returns the sum of squares over this rank's grains, in grain
+  // order, of the accumulated gradients before scaling. Not finite exactly when one of them is not.
   double finish(TrafficSink& traffic);
 
  private:
@@ -52,30 +58,47 @@ class GradientLander {
     Event free;             // everything that read it has
     bool prepared = false;  // since it was last landed
   };
-  struct Landing {
+  // One of two buffers taken in turn.
+  struct Buffer {
     std::byte* data = nullptr;
     Event free;
   };
+  using Buffers = std::array<Buffer, 2>;
+  // A unit's shard of this micro-batch's gradients on the device, on their way to land.
+  struct Arriving {
+    int unit = 0;
+    const std::byte* shard = nullptr;  // plan.landed_dtype()
+    bool add = false;                  // to earlier micro-batches
+    bool count = false;                // the sum of squares
+  };
 
   void zero_padding(const Unit& unit, std::byte* slot);
-  void land_on_device(const Unit& unit, const std::byte* slot, bool add, bool count);
-  void land_on_host(int unit, const std::byte* slot, bool add, bool count);
-  ops::LandGradientSpans spans(GrainRange grains, const void* source, bool add, double* sums) const;
-  GrainRange part_of(const Unit& unit, Tier tier) const;
+  // Enqueues the sum over ranks of a slot's gradients; returns where this rank's shard will lie.
+  const std::byte* reduce(int unit, Slot& slot);
+  void land_on_device(const Arriving& arriving);
+  void land_on_host(const Arriving& arriving);
+  ops::LandGradientSpans spans(GrainRange grains, const void* source, const Arriving& arriving,
+                               double* sums) const;
+  GrainRange part_of(int unit, Tier tier) const;
+  size_t bytes_before(int unit, GrainRange part) const;
+  bool single() const { return plan_.layout.world_size() == 1; }
+  // The queue on which gradients become this rank's shard, and land on the device.
+  Queue& shard_queue() const { return single() ? parts_.compute : parts_.comm_queue; }
 
   const Plan& plan_;
-  const offload::TrainingState& state_;
-  const Queues queues_;
-  ops::StateOps& device_ops_;
-  ops::StateOps& host_ops_;
-  const size_t element_bytes_;
+  const Parts parts_;
+  const size_t element_bytes_;  // of local gradients
+  const size_t landed_bytes_;   // an element of plan.landed_dtype()
   offload::Arena slot_memory_;
+  offload::Arena reduced_memory_;
+  offload::Arena reduce_scratch_;
   offload::Arena landing_memory_;
   offload::Arena host_sums_;    // by grain
   offload::Arena device_sums_;  // by grain of the device's part
   std::vector<Slot> slots_;
-  std::array<Landing, 2> landings_;
-  size_t next_landing_ = 0;
+  Buffers reduced_;
+  Buffers landings_;
+  size_t turn_ = 0;
   std::vector<std::vector<ParameterGrad>> grads_;  // by unit
 };
 

@@ -2,13 +2,9 @@
 
 namespace strata::engine {
 
-ParameterWindow::ParameterWindow(const Plan& plan, const offload::TrainingState& state,
-                                 offload::TierManager& tiers, const offload::Arena& frozen,
-                                 Queue& copy_in)
+ParameterWindow::ParameterWindow(const Plan& plan, const Parts& parts, offload::TierManager& tiers)
     : plan_(plan),
-      state_(state),
-      frozen_(frozen),
-      copy_in_(copy_in),
+      parts_(parts),
       element_bytes_(size_bytes(plan.state.param_dtype)),
       memory_(tiers.claim(reserved::kWindow)) {
   std::byte* next = memory_.data();
@@ -19,51 +15,64 @@ ParameterWindow::ParameterWindow(const Plan& plan, const offload::TrainingState&
   for (const Unit& unit : plan.layout.units()) {
     Place place;
     if (unit.trainable.numel > 0) {
-      place.trainable = state.resident(StateKind::param, unit.trainable.first_grain);
+      place.trainable = parts.state.resident(StateKind::param, unit.trainable.first_grain);
     }
-    if (unit.frozen.numel > 0) {
-      place.frozen = frozen.data() +
-                     static_cast<size_t>(unit.frozen.first_grain * kGrainNumel) * element_bytes_;
-    }
+    if (unit.frozen.numel > 0) place.frozen = frozen_shard(unit.frozen);
     places_.push_back(place);
     views_.emplace_back(unit.parameters.size());
   }
 }
 
+std::byte* ParameterWindow::frozen_shard(const FlatBuffer& flat) const {
+  return parts_.frozen.data() +
+         static_cast<size_t>(flat.first_grain * kGrainNumel) * element_bytes_;
+}
+
 void ParameterWindow::gather(int unit_index, int slot_index) {
   const Unit& unit = plan_.layout.units()[static_cast<size_t>(unit_index)];
   Slot& slot = slots_[static_cast<size_t>(slot_index)];
-  copy_in_.wait(slot.last_use, {StateKind::param, unit_index, "gather waits for a slot"});
-  copy_trainable(unit, unit_index, slot.data);
-  std::byte* frozen_out = slot.data + static_cast<size_t>(unit.trainable.numel) * element_bytes_;
-  if (unit.frozen.numel > 0) {
-    const std::byte* source =
-        frozen_.data() +
-        static_cast<size_t>(unit.frozen.first_grain * kGrainNumel) * element_bytes_;
-    copy_in_.copy(frozen_out, source, static_cast<size_t>(unit.frozen.numel) * element_bytes_,
-                  plan_.frozen_tier == Tier::device ? CopyDirection::device_to_device
-                                                    : CopyDirection::host_to_device,
-                  {StateKind::param, unit_index, "gather"});
+  const auto rank = static_cast<size_t>(plan_.layout.rank());
+  std::byte* const trainable = slot.data;
+  std::byte* const frozen = slot.data + static_cast<size_t>(unit.trainable.numel) * element_bytes_;
+  parts_.copy_in.wait(slot.last_use, {StateKind::param, unit_index, "gather waits for a slot"});
+  copy_trainable(unit.trainable, unit_index, trainable + rank * shard_bytes(unit.trainable));
+  copy_frozen(unit.frozen, unit_index, frozen + rank * shard_bytes(unit.frozen));
+  slot.ready = parts_.copy_in.record();
+  if (plan_.layout.world_size() > 1) {
+    const TrafficTag tag = {StateKind::param, unit_index, "gather"};
+    parts_.comm_queue.wait(slot.ready, {StateKind::param, unit_index, "gather waits for a shard"});
+    if (unit.trainable.numel > 0) {
+      parts_.comm.all_gather(trainable, shard_bytes(unit.trainable), tag);
+    }
+    if (unit.frozen.numel > 0) parts_.comm.all_gather(frozen, shard_bytes(unit.frozen), tag);
+    slot.ready = parts_.comm_queue.record();
   }
-  slot.ready = copy_in_.record();
-  places_[static_cast<size_t>(unit_index)] = {slot.data, frozen_out, slot_index};
+  places_[static_cast<size_t>(unit_index)] = {trainable, frozen, slot_index};
 }
 
-// The unit's shard, of which a part may lie on the device and a part on the host.
-void ParameterWindow::copy_trainable(const Unit& unit, int index, std::byte* out) {
-  const int64_t begin = unit.trainable.first_grain;
-  const GrainRange shard = {begin, begin + unit.trainable.numel / kGrainNumel};
-  const int64_t grain_bytes = state_.spec().grain_bytes(StateKind::param);
+// A part of the shard may lie on the device and a part on the host.
+void ParameterWindow::copy_trainable(const FlatBuffer& flat, int unit, std::byte* out) {
+  const GrainRange shard = flat.shard();
+  const offload::TrainingStateSpec& spec = parts_.state.spec();
+  const int64_t grain_bytes = spec.grain_bytes(StateKind::param);
   for (Tier tier : {Tier::device, Tier::host}) {
-    const GrainRange part = intersect(shard, state_.spec().param.range(tier));
+    const GrainRange part = intersect(shard, spec.param.range(tier));
     if (part.empty()) continue;
-    copy_in_.copy(
+    parts_.copy_in.copy(
         out + (part.begin - shard.begin) * grain_bytes,
-        state_.resident(StateKind::param, part.begin),
+        parts_.state.resident(StateKind::param, part.begin),
         static_cast<size_t>(part.grains() * grain_bytes),
         tier == Tier::device ? CopyDirection::device_to_device : CopyDirection::host_to_device,
-        {StateKind::param, index, "gather"});
+        {StateKind::param, unit, "gather"});
   }
+}
+
+void ParameterWindow::copy_frozen(const FlatBuffer& flat, int unit, std::byte* out) {
+  if (flat.numel == 0) return;
+  parts_.copy_in.copy(out, frozen_shard(flat), shard_bytes(flat),
+                      plan_.frozen_tier == Tier::device ? CopyDirection::device_to_device
+                                                        : CopyDirection::host_to_device,
+                      {StateKind::param, unit, "gather"});
 }
 
 std::span<const TensorView> ParameterWindow::use(int unit_index, Queue& compute) {

@@ -4,18 +4,21 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <thread>
 
 #include "kernels/device/cuda_device.h"
 #include "strata/error.h"
 
 namespace strata::engine {
 
-int thread_count(int asked) {
+int thread_count(int asked, const World& world) {
   if (asked > 0) return asked;
   cpu_set_t allowed;
   CPU_ZERO(&allowed);
   if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return 1;
-  return std::max(1, CPU_COUNT(&allowed));
+  const int cores = CPU_COUNT(&allowed);
+  const bool bound = cores < static_cast<int>(std::thread::hardware_concurrency());
+  return std::max(1, bound && world.group == nullptr ? cores : cores / world.local_size);
 }
 
 HostDeviceOptions host_options(const Config& config, const Disturbance& disturbance) {

@@ -13,6 +13,7 @@
 #include "strata/config.h"
 #include "strata/log.h"
 #include "strata/traffic.h"
+#include "strata/world.h"
 
 namespace strata::engine {
 
@@ -24,8 +25,9 @@ struct Disturbance {
   std::function<std::unique_ptr<ops::LayerOps>(std::unique_ptr<ops::LayerOps>)> wrap_ops;
 };
 
-// Threads for `asked`, 0 meaning every core that this process may run on.
-int thread_count(int asked);
+// Threads for `asked`, 0 meaning every core that this process may run on: its share of them, where
+// the launcher has not bound the machine's ranks to cores of their own.
+int thread_count(int asked, const World& world);
 
 HostDeviceOptions host_options(const Config& config, const Disturbance& disturbance);
 

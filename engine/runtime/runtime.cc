@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "engine/runtime/fingerprint.h"
 #include "engine/runtime/lr_schedule.h"
 #include "strata/clock.h"
 
@@ -28,21 +29,28 @@ Runtime::Runtime(Model model, const Config& config, const World& world,
              options.micro_batch.sequence},
       log_(options.log != nullptr ? *options.log : silent_),
       recorder_(options.keep_trace ? kTraceEvents : 0) {
-  const int compute_threads = thread_count(config_.compute_threads);
+  const int compute_threads = thread_count(config_.compute_threads, world_);
   device_ = make_device(config_, disturbance, recorder_, log_);
   compute_ = device_->create_queue({"compute", compute_threads});
   copy_in_ = device_->create_queue({"copy in", 1});
   copy_out_ = device_->create_queue({"copy out", 1});
-  host_ = make_host_queue({"host update", thread_count(config_.optimizer_threads)},
+  comm_queue_ = device_->create_queue({"comm", 1});
+  host_ = make_host_queue({"host update", thread_count(config_.optimizer_threads, world_)},
                           host_options(config_, disturbance), recorder_);
   layer_ops_ = ops::make_host_layer_ops(*compute_, compute_threads);
   if (disturbance.wrap_ops) layer_ops_ = disturbance.wrap_ops(std::move(layer_ops_));
   device_state_ops_ = ops::make_host_state_ops();
   host_state_ops_ = ops::make_host_state_ops();
+  comm_ = make_communicator(world_, *comm_queue_, *device_state_ops_,
+                            {.timeout_s = config_.comm_timeout_s}, recorder_);
+  together([&] { build(disturbance); });
+}
 
+void Runtime::build(const Disturbance& disturbance) {
   const std::string nvme_path = config_.nvme_paths.empty() ? "" : config_.nvme_paths.front();
-  plan_ = std::make_unique<Plan>(
-      make_plan({model_, config_, world_, shape_, *layer_ops_, MachineMemory::of_host(nvme_path)}));
+  plan_ = std::make_unique<Plan>(make_plan({model_, config_, world_, shape_, *layer_ops_,
+                                            MachineMemory::of_host(nvme_path, world_.local_size)}));
+  compare_with_peers();
   tiers_ = std::make_unique<offload::TierManager>(*device_, plan_->summary);
   frozen_ = tiers_->claim(reserved::kFrozen);
   tokens_ = tiers_->claim(reserved::kTokens);
@@ -53,15 +61,20 @@ Runtime::Runtime(Model model, const Config& config, const World& world,
   workspace_ = tiers_->claim(reserved::kWorkspace);
   losses_ = tiers_->claim(reserved::kLoss);
   loss_readback_ = tiers_->claim(reserved::kLossReadback);
+  scores_readback_ = tiers_->claim(reserved::kScoresReadback);
   if (plan_->state.uses_nvme()) make_store(disturbance);
 
   state_ = std::make_unique<offload::TrainingState>(plan_->state, *tiers_, store_.get(),
                                                     pump_.get(), *copy_in_);
-  access_ = std::make_unique<StateAccess>(*plan_, *state_, frozen_, *tiers_, *copy_in_);
-  window_ = std::make_unique<ParameterWindow>(*plan_, *state_, *tiers_, frozen_, *copy_in_);
-  lander_ = std::make_unique<GradientLander>(*plan_, *state_, *tiers_,
-                                             GradientLander::Queues{*compute_, *copy_out_, *host_},
-                                             *device_state_ops_, *host_state_ops_);
+  access_ = std::make_unique<StateAccess>(
+      *plan_, StateAccess::Parts{*state_, frozen_, *copy_in_, *comm_}, *tiers_);
+  window_ = std::make_unique<ParameterWindow>(
+      *plan_, ParameterWindow::Parts{*state_, frozen_, *copy_in_, *comm_, *comm_queue_}, *tiers_);
+  lander_ = std::make_unique<GradientLander>(
+      *plan_,
+      GradientLander::Parts{*state_, *comm_, *device_state_ops_, *host_state_ops_, *compute_,
+                            *comm_queue_, *copy_out_, *host_},
+      *tiers_);
   optimizer_ = std::make_unique<Optimizer>(*plan_, config_, *device_state_ops_, *host_state_ops_);
   pipeline_ = std::make_unique<offload::OptimizerPipeline>(
       offload::OptimizerPipeline::Parts{*state_, pump_.get(), *host_, *compute_, *copy_in_,
@@ -75,10 +88,36 @@ Runtime::Runtime(Model model, const Config& config, const World& world,
 // Work that a failure left behind still uses what is about to go.
 Runtime::~Runtime() {
   pipeline_.reset();
-  for (Queue* queue : {compute_.get(), copy_in_.get(), copy_out_.get(), host_.get()}) {
-    queue->finish();
+  for (const auto& queue : {&compute_, &copy_in_, &copy_out_, &comm_queue_, &host_}) {
+    (*queue)->finish();
   }
 }
+
+void Runtime::compare_with_peers() {
+  const uint64_t mine = fingerprint(model_, config_, *plan_);
+  std::vector<uint64_t> all(static_cast<size_t>(world_.size));
+  comm_->exchange(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(all)));
+  for (size_t rank = 0; rank < all.size(); ++rank) {
+    if (all[rank] == all[0]) continue;
+    throw ConfigError(
+        fmt::format("rank {} runs another model, batch or configuration than rank 0: start all "
+                    "ranks with the same files and options",
+                    rank));
+  }
+}
+
+template <size_t kCount>
+std::array<double, kCount> Runtime::sum_over_ranks(const std::array<double, kCount>& mine) {
+  std::vector<std::array<double, kCount>> all(static_cast<size_t>(world_.size));
+  comm_->exchange(std::as_bytes(std::span(mine)), std::as_writable_bytes(std::span(all)));
+  std::array<double, kCount> sums = {};
+  for (const auto& of_rank : all) {
+    for (size_t i = 0; i < kCount; ++i) sums[i] += of_rank[i];
+  }
+  return sums;
+}
+
+bool Runtime::any_rank(bool mine) { return sum_over_ranks(std::array{mine ? 1.0 : 0.0})[0] > 0; }
 
 void Runtime::make_store(const Disturbance& disturbance) {
   io::IoEngine::Options engine_options;
@@ -239,7 +278,7 @@ double Runtime::read_losses(size_t count) {
   copy_out_->synchronize();
   double sum = 0;
   for (size_t i = 0; i < count; ++i) sum += loss_readback_.as<double>()[i];
-  return sum / static_cast<double>(count);
+  return sum;
 }
 
 StepResult Runtime::train_step(std::span<const Batch> micro_batches) {
@@ -254,9 +293,11 @@ StepResult Runtime::train_step(std::span<const Batch> micro_batches) {
   pipeline_->read_ahead();
   upload_tokens(micro_batches);
   execute(plan_->step, /*training=*/true);
-  result.loss = read_losses(micro_batches.size());
-  const double sum_of_squares = lander_->finish(recorder_);
+  const double losses = read_losses(micro_batches.size());
+  const double squares = lander_->finish(recorder_);
   const int64_t step_begin = now_ns();
+  const auto [loss_sum, sum_of_squares] = sum_over_ranks(std::array{losses, squares});
+  result.loss = loss_sum / static_cast<double>(config_.accumulation_steps * world_.size);
   update(result, sum_of_squares);
 
   if (!result.skipped) check_traffic(moved_before, plan_->summary.step_traffic);
@@ -346,36 +387,71 @@ void Runtime::update(StepResult& result, double sum_of_squares) {
     pipeline_->settle();
     const int64_t payload = step_ + 1;
     store_->commit(std::as_bytes(std::span(&payload, 1)));
+    any_rank(false);  // nobody writes over the generation before until all have this one
     wait.end_ns = now_ns();
     recorder_.record(wait);
   }
   ++step_;
 }
 
+double Runtime::evaluate(const Batch& batch) {
+  const LinkBytes moved_before = moved();
+  upload_tokens({&batch, 1});
+  execute(plan_->evaluate, /*training=*/false);
+  const double loss = read_losses(1);
+  check_traffic(moved_before, plan_->summary.evaluate_traffic);
+  return loss;
+}
+
 double Runtime::evaluate(std::span<const Batch> micro_batches) {
   check_batches(micro_batches, micro_batches.size());
   settle();
   double sum = 0;
-  int64_t counted = 0;
+  double counted = 0;
   for (const Batch& batch : micro_batches) {
-    const auto targets = std::count_if(batch.targets.begin(), batch.targets.end(),
-                                       [](int32_t target) { return target >= 0; });
-    if (targets == 0) continue;
-    const LinkBytes moved_before = moved();
-    upload_tokens({&batch, 1});
-    execute(plan_->evaluate, /*training=*/false);
-    sum += read_losses(1) * static_cast<double>(targets);
-    check_traffic(moved_before, plan_->summary.evaluate_traffic);
+    const auto targets = static_cast<double>(std::count_if(
+        batch.targets.begin(), batch.targets.end(), [](int32_t target) { return target >= 0; }));
+    sum += evaluate(batch) * targets;
     counted += targets;
   }
-  return counted == 0 ? 0.0 : sum / static_cast<double>(counted);
+  const auto [all_sum, all_counted] = sum_over_ranks(std::array{sum, counted});
+  return all_counted == 0 ? 0.0 : all_sum / all_counted;
+}
+
+std::vector<float> Runtime::next_token_scores(std::span<const int32_t> tokens) {
+  if (tokens.empty() || static_cast<int64_t>(tokens.size()) > shape_.sequence) {
+    throw ConfigError(
+        fmt::format("scores follow 1 to {} tokens; {} were given", shape_.sequence, tokens.size()));
+  }
+  const auto numel = static_cast<size_t>(shape_.tokens());
+  std::vector<int32_t> row(numel, 0);
+  std::copy(tokens.begin(), tokens.end(), row.begin());
+  const std::vector<int32_t> no_targets(numel, -1);
+  const Batch batch{shape_, row, no_targets};
+  check_batches({&batch, 1}, 1);
+  settle();
+  evaluate(batch);
+
+  const Action last{Action::Op::forward, static_cast<int>(model_.layers.size()) - 1};
+  const TensorView scores = model_.layers.back()->scores(layer_context(last, {}));
+  if (!scores) throw ConfigError("the model's last layer gives no scores");
+  const size_t row_bytes =
+      static_cast<size_t>(model_.vocab_size) * size_bytes(plan_->state.param_dtype);
+  copy_out_->copy(scores_readback_.data(), scores.as<std::byte>() + (tokens.size() - 1) * row_bytes,
+                  row_bytes, CopyDirection::device_to_host, {StateKind::other, -1, "scores"});
+  copy_out_->synchronize();
+  std::vector<float> values(static_cast<size_t>(model_.vocab_size));
+  ops::cast(values.data(), DType::fp32, scores_readback_.data(), plan_->state.param_dtype,
+            model_.vocab_size);
+  return values;
 }
 
 std::vector<std::string> Runtime::description() const {
   std::vector<std::string> lines;
   lines.push_back(fmt::format("device: {}, {} compute threads, optimizer on {} threads ({})",
-                              device_->description(), thread_count(config_.compute_threads),
-                              thread_count(config_.optimizer_threads), ops::active_isa()));
+                              device_->description(), thread_count(config_.compute_threads, world_),
+                              thread_count(config_.optimizer_threads, world_), ops::active_isa()));
+  if (world_.size > 1) lines.push_back(comm_->description());
   if (layer_ops_->product_dtype(config_.dtype) != config_.dtype) {
     lines.push_back(
         fmt::format("this CPU has no {0} instructions: {0} products are computed in {1}",

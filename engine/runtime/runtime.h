@@ -3,6 +3,8 @@
 // The driver thread walks a program and enqueues; queues, the pump and the optimizer pipeline work
 // behind it; it waits at the end of a step. Members are destroyed in reverse order, so each may use
 // what is declared above it until its end.
+//
+// In a world of several ranks every verb is collective.
 #pragma once
 
 #include <array>
@@ -12,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/comm/communicator.h"
 #include "engine/plan/planner.h"
 #include "engine/runtime/gradient_lander.h"
 #include "engine/runtime/optimizer.h"
@@ -36,8 +39,21 @@ class Runtime {
           const Disturbance& disturbance);
   ~Runtime();
 
+  // Calls a verb of this run; when it throws here, the other ranks are told and end too.
+  template <typename Verb>
+  auto together(const Verb& verb) {
+    try {
+      return verb();
+    } catch (const std::exception& error) {
+      comm_->abort(error.what());
+      throw;
+    }
+  }
+
   StepResult train_step(std::span<const Batch> micro_batches);
   double evaluate(std::span<const Batch> micro_batches);
+  std::vector<float> next_token_scores(std::span<const int32_t> tokens);
+  bool any_rank(bool mine);
 
   // Waits for all that the last step left under way; throws what failed.
   void settle();
@@ -57,9 +73,16 @@ class Runtime {
     int64_t backward_ns = 0;
   };
 
+  void build(const Disturbance& disturbance);
+  // Throws ConfigError when another rank runs another model or configuration.
+  void compare_with_peers();
+  // Sums over ranks, in rank order.
+  template <size_t kCount>
+  std::array<double, kCount> sum_over_ranks(const std::array<double, kCount>& mine);
   // Throws when other bytes moved since `before` than were planned.
   void check_traffic(const LinkBytes& before, const LinkBytes& planned) const;
   void check_batches(std::span<const Batch> batches, size_t expected) const;
+  double evaluate(const Batch& batch);  // its mean loss
   void make_store(const Disturbance& disturbance);
   void upload_tokens(std::span<const Batch> batches);
   void execute(const Program& program, bool training);
@@ -68,7 +91,7 @@ class Runtime {
   LayerContext layer_context(const Action& action, std::span<const TensorView> params) const;
   TensorView boundary(int unit) const;
   TensorView output_grad(int unit) const;
-  double read_losses(size_t count);
+  double read_losses(size_t count);  // their sum
   void mark(int64_t Marks::*phase);
   StepResult::Exposed exposed() const;  // since the start
   LinkBytes moved() const;              // likewise
@@ -86,17 +109,19 @@ class Runtime {
   std::unique_ptr<Queue> compute_;
   std::unique_ptr<Queue> copy_in_;
   std::unique_ptr<Queue> copy_out_;
+  std::unique_ptr<Queue> comm_queue_;
   std::unique_ptr<Queue> host_;  // updates and landings on the host
   std::unique_ptr<ops::LayerOps> layer_ops_;
   std::unique_ptr<ops::StateOps> device_state_ops_;
   std::unique_ptr<ops::StateOps> host_state_ops_;
+  std::unique_ptr<Communicator> comm_;
   std::unique_ptr<Plan> plan_;
   std::unique_ptr<offload::TierManager> tiers_;
 
   offload::Arena frozen_;
   offload::Arena tokens_, token_staging_;
   offload::Arena boundary_, output_grads_, saved_, workspace_;
-  offload::Arena losses_, loss_readback_;
+  offload::Arena losses_, loss_readback_, scores_readback_;
   offload::Arena journal_record_;
 
   std::unique_ptr<offload::Pump> pump_;

@@ -45,21 +45,18 @@ class Hash128 {
 
 }  // namespace
 
-StateAccess::StateAccess(const Plan& plan, offload::TrainingState& state,
-                         const offload::Arena& frozen, offload::TierManager& tiers, Queue& transfer)
+StateAccess::StateAccess(const Plan& plan, const Parts& parts, offload::TierManager& tiers)
     : plan_(plan),
-      state_(state),
-      frozen_(frozen),
-      transfer_(transfer),
+      parts_(parts),
       memory_(tiers.claim(reserved::kTransfer)),
       values_(memory_.data()),
-      cast_(memory_.data() + plan.transfer_grains * state.spec().grain_bytes(StateKind::master)) {}
+      cast_(memory_.data() +
+            plan.transfer_grains * parts.state.spec().grain_bytes(StateKind::master)) {}
 
-GrainRange StateAccess::grains_of(const ParameterRef& ref) const {
-  const FlatBuffer& flat = plan_.layout.units()[static_cast<size_t>(ref.unit)].trainable;
-  const FlatParameter& parameter = plan_.layout.parameter(ref);
-  return {flat.first_grain + parameter.offset / kGrainNumel,
-          flat.first_grain + grains_for(parameter.offset + parameter.numel())};
+StateAccess::Held StateAccess::held(const FlatBuffer& flat, const FlatParameter& parameter) const {
+  const int64_t begin = plan_.layout.position(flat, parameter);
+  const Range shard = elements(flat.shard());
+  return {begin, intersect({begin, begin + parameter.numel()}, shard)};
 }
 
 std::vector<GrainRange> StateAccess::chunks(GrainRange grains) const {
@@ -68,6 +65,14 @@ std::vector<GrainRange> StateAccess::chunks(GrainRange grains) const {
     parts.push_back({begin, std::min(begin + plan_.transfer_grains, grains.end)});
   }
   return parts;
+}
+
+template <typename Visit>
+void StateAccess::for_chunks(Range part, const Visit& visit) {
+  if (part.empty()) return;
+  for (const GrainRange chunk : chunks({part.begin / kGrainNumel, grains_for(part.end)})) {
+    visit(chunk, intersect(elements(chunk), part));
+  }
 }
 
 void StateAccess::initialize(uint64_t seed) {
@@ -82,100 +87,134 @@ void StateAccess::initialize(uint64_t seed) {
 void StateAccess::fill_initial(GrainRange chunk, uint64_t seed) {
   float* values = reinterpret_cast<float*>(values_);
   std::fill_n(values, chunk.numel(), 0.0f);
-  const int64_t begin = chunk.begin * kGrainNumel;
-  const int64_t end = chunk.end * kGrainNumel;
+  const Range all = elements(chunk);
   for (const Unit& unit : plan_.layout.units()) {
     for (const FlatParameter& parameter : unit.trainable.parameters) {
-      const int64_t at = unit.trainable.first_grain * kGrainNumel + parameter.offset;
-      const int64_t from = std::max(begin, at);
-      const int64_t to = std::min(end, at + parameter.numel());
-      if (from < to) fill(parameter.spec, from - at, to - from, seed, values + (from - begin));
+      const Held here = held(unit.trainable, parameter);
+      const Range part = intersect(here.part, all);
+      if (part.empty()) continue;
+      fill(parameter.spec, part.begin - here.begin, part.end - part.begin, seed,
+           values + (part.begin - all.begin));
     }
   }
 }
 
 void StateAccess::store_weights(GrainRange chunk) {
-  state_.write(StateKind::master, chunk, values_);
+  parts_.state.write(StateKind::master, chunk, values_);
   ops::cast(cast_, plan_.state.param_dtype, values_, DType::fp32, chunk.numel());
-  state_.write(StateKind::param, chunk, cast_);
+  parts_.state.write(StateKind::param, chunk, cast_);
 }
 
 void StateAccess::store_zero_moments(GrainRange chunk) {
   std::fill_n(reinterpret_cast<float*>(values_), chunk.numel(), 0.0f);
-  state_.write(StateKind::exp_avg, chunk, values_);
-  state_.write(StateKind::exp_avg_sq, chunk, values_);
+  parts_.state.write(StateKind::exp_avg, chunk, values_);
+  parts_.state.write(StateKind::exp_avg_sq, chunk, values_);
 }
 
 void StateAccess::initialize_frozen(uint64_t seed) {
   const size_t element_bytes = size_bytes(plan_.state.param_dtype);
   for (const Unit& unit : plan_.layout.units()) {
     for (const FlatParameter& parameter : unit.frozen.parameters) {
-      std::vector<float> values(static_cast<size_t>(parameter.numel()));
-      fill(parameter.spec, 0, parameter.numel(), seed, values.data());
+      const auto [begin, part] = held(unit.frozen, parameter);
+      if (part.empty()) continue;
+      std::vector<float> values(static_cast<size_t>(part.end - part.begin));
+      fill(parameter.spec, part.begin - begin, part.end - part.begin, seed, values.data());
       std::vector<std::byte> stored(values.size() * element_bytes);
       ops::cast(stored.data(), plan_.state.param_dtype, values.data(), DType::fp32,
-                parameter.numel());
-      const int64_t at = unit.frozen.first_grain * kGrainNumel + parameter.offset;
-      copy_frozen(frozen_.data() + static_cast<size_t>(at) * element_bytes, stored.data(),
-                  stored.size(), /*read=*/false);
+                part.end - part.begin);
+      copy_frozen(parts_.frozen.data() + static_cast<size_t>(part.begin) * element_bytes,
+                  stored.data(), stored.size(), /*read=*/false);
     }
   }
 }
 
 void StateAccess::copy_frozen(std::byte* frozen, std::byte* outside, size_t bytes, bool read) {
-  const auto room =
-      static_cast<size_t>(plan_.transfer_grains * state_.spec().grain_bytes(StateKind::master));
+  const auto room = static_cast<size_t>(plan_.transfer_grains *
+                                        parts_.state.spec().grain_bytes(StateKind::master));
   const TrafficTag tag = {StateKind::param, -1, "transfer"};
   const bool on_device = plan_.frozen_tier == Tier::device;
   for (size_t done = 0; done < bytes; done += room) {
     const size_t part = std::min(room, bytes - done);
     if (read) {
-      transfer_.copy(values_, frozen + done, part,
-                     on_device ? CopyDirection::device_to_host : CopyDirection::host_to_host, tag);
-      transfer_.synchronize();
+      parts_.transfer.copy(values_, frozen + done, part,
+                           on_device ? CopyDirection::device_to_host : CopyDirection::host_to_host,
+                           tag);
+      parts_.transfer.synchronize();
       std::memcpy(outside + done, values_, part);
     } else {
       std::memcpy(values_, outside + done, part);
-      transfer_.copy(frozen + done, values_, part,
-                     on_device ? CopyDirection::host_to_device : CopyDirection::host_to_host, tag);
-      transfer_.synchronize();
+      parts_.transfer.copy(frozen + done, values_, part,
+                           on_device ? CopyDirection::host_to_device : CopyDirection::host_to_host,
+                           tag);
+      parts_.transfer.synchronize();
     }
   }
-}
-
-std::vector<float> StateAccess::read_frozen(const FlatParameter& parameter,
-                                            const FlatBuffer& flat) {
-  const size_t element_bytes = size_bytes(plan_.state.param_dtype);
-  std::vector<std::byte> stored(static_cast<size_t>(parameter.numel()) * element_bytes);
-  const int64_t at = flat.first_grain * kGrainNumel + parameter.offset;
-  copy_frozen(frozen_.data() + static_cast<size_t>(at) * element_bytes, stored.data(),
-              stored.size(), /*read=*/true);
-  std::vector<float> values(static_cast<size_t>(parameter.numel()));
-  ops::cast(values.data(), DType::fp32, stored.data(), plan_.state.param_dtype, parameter.numel());
-  return values;
 }
 
 std::vector<float> StateAccess::read(const ParameterRef& ref, StateKind kind) {
   const FlatParameter& parameter = plan_.layout.parameter(ref);
   const Unit& unit = plan_.layout.units()[static_cast<size_t>(ref.unit)];
-  if (!ref.trainable) {
-    if (kind == StateKind::param) return read_frozen(parameter, unit.frozen);
+  if (!ref.trainable && kind != StateKind::param) {
     throw ConfigError(fmt::format("'{}' is frozen: it has no {}", parameter.spec.name, name(kind)));
   }
+  const FlatBuffer& flat = ref.trainable ? unit.trainable : unit.frozen;
+  std::vector<float> values(static_cast<size_t>(parameter.numel()));
+  if (ref.trainable) {
+    read_trainable(held(flat, parameter), kind, values);
+  } else {
+    read_frozen(held(flat, parameter), values);
+  }
+  share(flat, parameter, values);
+  return values;
+}
+
+void StateAccess::read_trainable(const Held& here, StateKind kind, std::vector<float>& values) {
   const DType stored = kind == StateKind::param  ? plan_.state.param_dtype
                        : kind == StateKind::grad ? plan_.state.grad_dtype
                                                  : DType::fp32;
-  const int64_t at = unit.trainable.first_grain * kGrainNumel + parameter.offset;
-  std::vector<float> values(static_cast<size_t>(parameter.numel()));
-  for (const GrainRange chunk : chunks(grains_of(ref))) {
-    state_.read(kind, chunk, values_);
-    const int64_t begin = chunk.begin * kGrainNumel;
-    const int64_t from = std::max(begin, at);
-    const int64_t to = std::min(chunk.end * kGrainNumel, at + parameter.numel());
-    ops::cast(values.data() + (from - at), DType::fp32,
-              values_ + static_cast<size_t>(from - begin) * size_bytes(stored), stored, to - from);
+  for_chunks(here.part, [&](GrainRange chunk, Range part) {
+    parts_.state.read(kind, chunk, values_);
+    const auto skipped = static_cast<size_t>(part.begin - elements(chunk).begin);
+    ops::cast(values.data() + (part.begin - here.begin), DType::fp32,
+              values_ + skipped * size_bytes(stored), stored, part.end - part.begin);
+  });
+}
+
+void StateAccess::read_frozen(const Held& here, std::vector<float>& values) {
+  if (here.part.empty()) return;
+  const size_t element_bytes = size_bytes(plan_.state.param_dtype);
+  const auto numel = static_cast<size_t>(here.part.end - here.part.begin);
+  std::vector<std::byte> stored(numel * element_bytes);
+  copy_frozen(parts_.frozen.data() + static_cast<size_t>(here.part.begin) * element_bytes,
+              stored.data(), stored.size(), /*read=*/true);
+  ops::cast(values.data() + (here.part.begin - here.begin), DType::fp32, stored.data(),
+            plan_.state.param_dtype, static_cast<int64_t>(numel));
+}
+
+// Ranks exchange pieces of one length, of which each has filled what it holds.
+void StateAccess::share(const FlatBuffer& flat, const FlatParameter& parameter,
+                        std::vector<float>& values) {
+  const int ranks = plan_.layout.world_size();
+  if (ranks == 1) return;
+  const auto part_of = [&](int rank) {
+    const int64_t shard = flat.shard_numel;
+    const int64_t begin =
+        std::clamp(rank * shard - parameter.offset, int64_t{0}, parameter.numel());
+    const int64_t end =
+        std::clamp((rank + 1) * shard - parameter.offset, int64_t{0}, parameter.numel());
+    return Range{begin, end};
+  };
+  const auto piece = static_cast<size_t>(std::min(flat.shard_numel, parameter.numel()));
+  std::vector<float> mine(piece);
+  std::vector<float> all(piece * static_cast<size_t>(ranks));
+  const Range own = part_of(plan_.layout.rank());
+  std::copy(values.begin() + own.begin, values.begin() + own.end, mine.begin());
+  parts_.comm.exchange(std::as_bytes(std::span(mine)), std::as_writable_bytes(std::span(all)));
+  for (int rank = 0; rank < ranks; ++rank) {
+    const Range part = part_of(rank);
+    std::copy_n(all.begin() + static_cast<int64_t>(piece) * rank, part.end - part.begin,
+                values.begin() + part.begin);
   }
-  return values;
 }
 
 void StateAccess::write(const ParameterRef& ref, std::span<const float> values) {
@@ -185,46 +224,56 @@ void StateAccess::write(const ParameterRef& ref, std::span<const float> values) 
                                   parameter.spec.name, parameter.numel(), values.size()));
   }
   const Unit& unit = plan_.layout.units()[static_cast<size_t>(ref.unit)];
-  const int64_t at = unit.trainable.first_grain * kGrainNumel + parameter.offset;
-  const auto edit = [&](GrainRange chunk, const auto& element) {
-    const int64_t begin = chunk.begin * kGrainNumel;
-    const int64_t from = std::max(begin, at);
-    const int64_t to = std::min(chunk.end * kGrainNumel, at + parameter.numel());
-    float* out = reinterpret_cast<float*>(values_);
-    for (int64_t i = from; i < to; ++i) out[i - begin] = element(i - at);
-  };
-  for (const GrainRange chunk : chunks(grains_of(ref))) {
-    state_.read(StateKind::master, chunk, values_);
-    edit(chunk, [&](int64_t i) { return values[static_cast<size_t>(i)]; });
+  const Held here = held(unit.trainable, parameter);
+  for_chunks(here.part, [&](GrainRange chunk, Range part) {
+    float* const chunk_values = reinterpret_cast<float*>(values_);
+    float* const changed = chunk_values + (part.begin - elements(chunk).begin);
+    parts_.state.read(StateKind::master, chunk, values_);
+    std::copy_n(values.data() + (part.begin - here.begin), part.end - part.begin, changed);
     store_weights(chunk);
     for (StateKind kind : {StateKind::exp_avg, StateKind::exp_avg_sq}) {
-      state_.read(kind, chunk, values_);
-      edit(chunk, [](int64_t) { return 0.0f; });
-      state_.write(kind, chunk, values_);
+      parts_.state.read(kind, chunk, values_);
+      std::fill_n(changed, part.end - part.begin, 0.0f);
+      parts_.state.write(kind, chunk, values_);
+    }
+  });
+}
+
+std::vector<StateAccess::GrainHash> StateAccess::grain_hashes(StateKind kind) {
+  std::vector<GrainHash> hashes;
+  const auto grain_bytes = static_cast<size_t>(parts_.state.spec().grain_bytes(kind));
+  for (const GrainRange chunk : chunks({0, plan_.layout.trainable_grains()})) {
+    parts_.state.read(kind, chunk, values_);
+    for (int64_t grain = 0; grain < chunk.grains(); ++grain) {
+      const std::byte* values = values_ + static_cast<size_t>(grain) * grain_bytes;
+      XXH128_canonical_t canonical;
+      XXH128_canonicalFromHash(&canonical, XXH3_128bits(values, grain_bytes));
+      std::memcpy(&hashes.emplace_back(), &canonical, sizeof(canonical));
     }
   }
+  return hashes;
 }
 
 std::string StateAccess::digest(int64_t step, double loss_scale) {
-  std::array<std::vector<XXH128_canonical_t>, kDigestKinds.size()> hashes;
-  const GrainRange all = {0, plan_.layout.trainable_grains()};
+  const int64_t own_grains = plan_.layout.trainable_grains();
+  // By kind: all ranks' grains, rank after rank.
+  std::array<std::vector<GrainHash>, kDigestKinds.size()> hashes;
   for (size_t k = 0; k < kDigestKinds.size(); ++k) {
-    const auto grain_bytes = static_cast<size_t>(state_.spec().grain_bytes(kDigestKinds[k]));
-    for (const GrainRange chunk : chunks(all)) {
-      state_.read(kDigestKinds[k], chunk, values_);
-      for (int64_t grain = 0; grain < chunk.grains(); ++grain) {
-        XXH128_canonicalFromHash(
-            &hashes[k].emplace_back(),
-            XXH3_128bits(values_ + static_cast<size_t>(grain) * grain_bytes, grain_bytes));
-      }
-    }
+    const auto mine = grain_hashes(kDigestKinds[k]);
+    hashes[k].resize(mine.size() * static_cast<size_t>(plan_.layout.world_size()));
+    parts_.comm.exchange(std::as_bytes(std::span(mine)),
+                         std::as_writable_bytes(std::span(hashes[k])));
   }
   Hash128 hash;
   for (const Unit& unit : plan_.layout.units()) {
-    const auto grains = static_cast<size_t>(grains_for(unit.trainable.content_numel));
+    const int64_t shard_grains = unit.trainable.shard().grains();
     for (const auto& of_kind : hashes) {
-      const auto* first = of_kind.data() + unit.trainable.first_grain;
-      hash.add(first, grains * sizeof(*first));
+      for (int64_t grain = 0; grain < grains_for(unit.trainable.content_numel); ++grain) {
+        const int64_t rank = grain / shard_grains;
+        const auto at = static_cast<size_t>(rank * own_grains + unit.trainable.first_grain +
+                                            grain % shard_grains);
+        hash.add(&of_kind[at], sizeof(of_kind[at]));
+      }
     }
   }
   hash.add(&step, sizeof(step));

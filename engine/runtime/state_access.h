@@ -1,13 +1,17 @@
 // Training state by parameter name: initial values, reading, writing, hashing. The verbs around
-// training, not of it: they block, and run between steps.
+// training, not of it: they block, and run between steps. Reading and hashing are collective.
 #pragma once
 
+#include <algorithm>
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "engine/comm/communicator.h"
 #include "engine/plan/planner.h"
 #include "offload/tier_manager.h"
 #include "offload/training_state.h"
@@ -17,41 +21,71 @@ namespace strata::engine {
 class StateAccess {
  public:
   // All must outlive this object. `transfer` is a device queue.
-  StateAccess(const Plan& plan, offload::TrainingState& state, const offload::Arena& frozen,
-              offload::TierManager& tiers, Queue& transfer);
+  struct Parts {
+    offload::TrainingState& state;
+    const offload::Arena& frozen;
+    Queue& transfer;
+    Communicator& comm;
+  };
+  StateAccess(const Plan& plan, const Parts& parts, offload::TierManager& tiers);
 
   // Writes master weights and parameters from each parameter's initializer, and zero moments.
   // Values are a function of (seed, parameter name, element) alone.
   void initialize(uint64_t seed);
 
+  // The whole parameter, on every rank.
   std::vector<float> read(const ParameterRef& ref, StateKind kind);
   void write(const ParameterRef& ref, std::span<const float> values);
 
   // 128-bit hash of master, moments and parameters: XXH3 over the hashes of their grains, unit by
   // unit, kind by kind, each in flat-buffer order; then of step and loss scale. A grain never
   // belongs to two ranks, and padding behind a unit's content is left out, so neither placement nor
-  // world size enters.
+  // world size enters. The same on every rank.
   std::string digest(int64_t step, double loss_scale);
 
  private:
-  // Grains of the shard space that hold a trainable parameter.
-  GrainRange grains_of(const ParameterRef& ref) const;
-  // Parts of [0, grains) that fit into the buffer, in order.
+  // Elements of a shard space.
+  struct Range {
+    int64_t begin = 0;
+    int64_t end = 0;
+    bool empty() const { return end <= begin; }
+  };
+  // A parameter in a shard space: where it would begin if all of its flat buffer lay there, and
+  // the part of it that this rank holds.
+  struct Held {
+    int64_t begin = 0;
+    Range part;
+  };
+  static Range elements(GrainRange grains) {
+    return {grains.begin * kGrainNumel, grains.end * kGrainNumel};
+  }
+  static Range intersect(Range a, Range b) {
+    return {std::max(a.begin, b.begin), std::min(a.end, b.end)};
+  }
+  Held held(const FlatBuffer& flat, const FlatParameter& parameter) const;
+  // Parts of a run of grains that fit into the buffer, in order.
   std::vector<GrainRange> chunks(GrainRange grains) const;
+  // Calls visit(chunk, part of `part` in it).
+  template <typename Visit>
+  void for_chunks(Range part, const Visit& visit);
 
   void fill_initial(GrainRange chunk, uint64_t seed);
   // Writes values_ as master weights and, cast, as parameters of the chunk.
   void store_weights(GrainRange chunk);
   void store_zero_moments(GrainRange chunk);
   void initialize_frozen(uint64_t seed);
-  std::vector<float> read_frozen(const FlatParameter& parameter, const FlatBuffer& flat);
+  void read_trainable(const Held& here, StateKind kind, std::vector<float>& values);
+  void read_frozen(const Held& here, std::vector<float>& values);
+  // Completes a parameter's values, of which each rank has its part.
+  void share(const FlatBuffer& flat, const FlatParameter& parameter, std::vector<float>& values);
   // Copies through the pinned buffer, piece by piece.
   void copy_frozen(std::byte* frozen, std::byte* outside, size_t bytes, bool read);
+  using GrainHash = std::array<std::byte, 16>;
+  // Of this rank's grains of one kind.
+  std::vector<GrainHash> grain_hashes(StateKind kind);
 
   const Plan& plan_;
-  offload::TrainingState& state_;
-  const offload::Arena& frozen_;
-  Queue& transfer_;
+  const Parts parts_;
   const offload::Arena memory_;
   std::byte* const values_;  // fp32, or a kind as stored
   std::byte* const cast_;    // parameters in their dtype

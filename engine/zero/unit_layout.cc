@@ -28,6 +28,7 @@ FlatBuffer lay_out(const std::vector<Parameter>& parameters, bool trainable, int
     }
   }
   flat.numel = round_up(flat.content_numel, kGrainNumel * world_size);
+  flat.shard_numel = flat.numel / world_size;
   return flat;
 }
 
@@ -39,7 +40,8 @@ int index_of(const FlatBuffer& flat, std::string_view name) {
 
 }  // namespace
 
-ModelLayout::ModelLayout(const Model& model, int world_size) : world_size_(world_size) {
+ModelLayout::ModelLayout(const Model& model, int rank, int world_size)
+    : rank_(rank), world_size_(world_size) {
   std::map<std::string, ParameterRef, std::less<>> owners;
   for (const auto& layer : model.layers) {
     const auto parameters = layer->parameters();
@@ -50,8 +52,8 @@ ModelLayout::ModelLayout(const Model& model, int world_size) : world_size_(world
     unit.frozen = lay_out(parameters, false, world_size);
     unit.trainable.first_grain = trainable_grains_;
     unit.frozen.first_grain = frozen_grains_;
-    trainable_grains_ += unit.trainable.shard_numel(world_size) / kGrainNumel;
-    frozen_grains_ += unit.frozen.shard_numel(world_size) / kGrainNumel;
+    trainable_grains_ = unit.trainable.shard().end;
+    frozen_grains_ = unit.frozen.shard().end;
     unit.needs = {unit_index};
     for (const Parameter& parameter : parameters) {
       const FlatBuffer& flat = parameter.trainable ? unit.trainable : unit.frozen;
@@ -96,7 +98,7 @@ ParameterRef ModelLayout::find(std::string_view name) const {
   throw ConfigError(fmt::format("the model has no parameter named '{}'", name));
 }
 
-std::vector<Segment> segment_table(const ModelLayout& layout, int rank) {
+std::vector<Segment> segment_table(const ModelLayout& layout) {
   std::vector<Segment> segments;
   const auto add = [&](int64_t begin, int64_t end, bool weight_decay) {
     if (begin >= end) return;
@@ -107,11 +109,11 @@ std::vector<Segment> segment_table(const ModelLayout& layout, int rank) {
     }
   };
   for (const Unit& unit : layout.units()) {
-    const int64_t shard = unit.trainable.shard_numel(layout.world_size());
+    const int64_t shard = unit.trainable.shard_numel;
     const int64_t space_begin = unit.trainable.first_grain * kGrainNumel;
     // The boundary between the two settings, in this shard.
     const int64_t boundary =
-        std::clamp<int64_t>(unit.trainable.decay_numel - rank * shard, 0, shard);
+        std::clamp<int64_t>(unit.trainable.decay_numel - layout.rank() * shard, 0, shard);
     add(space_begin, space_begin + boundary, true);
     add(space_begin + boundary, space_begin + shard, false);
   }

@@ -1,10 +1,11 @@
 // Where every parameter lies: units, flat buffers, shards and the trainable shard space.
 //
-// Pure arithmetic from a model and a world size. A unit (layer) has two flat buffers, trainable and
-// frozen; its parameters lie in them end to end, each at a multiple of kParamAlignNumel elements,
-// those with weight decay first. A flat buffer is zero-padded to a multiple of world * grain, and
-// each rank holds one contiguous 1/world of it: its shard. A rank's trainable shards, in unit
-// order, make up its trainable shard space; optimizer state and gradients are arrays over it.
+// Pure arithmetic from a model and a rank of a world. A unit (layer) has two flat buffers,
+// trainable and frozen; its parameters lie in them end to end, each at a multiple of
+// kParamAlignNumel elements, those with weight decay first. A flat buffer is zero-padded to a
+// multiple of world * grain, and each rank holds one contiguous 1/world of it: its shard. A rank's
+// trainable shards, in unit order, make up its trainable shard space; optimizer state and gradients
+// are arrays over it.
 #pragma once
 
 #include <cstdint>
@@ -31,9 +32,11 @@ struct FlatBuffer {
   int64_t decay_numel = 0;                // elements [0, decay_numel) are subject to weight decay
   int64_t content_numel = 0;              // up to the last parameter's end
   int64_t numel = 0;                      // with padding: a multiple of world * grain, or 0
-  int64_t first_grain = 0;                // of this rank's shard, in its shard space
+  int64_t shard_numel = 0;                // numel / world
+  int64_t first_grain = 0;                // of a rank's shard, in its shard space
 
-  int64_t shard_numel(int world_size) const { return numel / world_size; }
+  // A rank's shard as grains of its shard space.
+  GrainRange shard() const { return {first_grain, first_grain + shard_numel / kGrainNumel}; }
 };
 
 // A parameter as a layer sees it: which unit owns it, and where it lies there.
@@ -58,19 +61,27 @@ struct Unit {
 class ModelLayout {
  public:
   // Throws ConfigError for a duplicate or unknown parameter name.
-  ModelLayout(const Model& model, int world_size);
+  ModelLayout(const Model& model, int rank, int world_size);
 
   const std::vector<Unit>& units() const { return units_; }
   const FlatParameter& parameter(const ParameterRef& ref) const;
   // Throws ConfigError naming the parameter.
   ParameterRef find(std::string_view name) const;
 
+  // Where a flat parameter would start, in elements of this rank's shard space, if its flat buffer
+  // lay there whole. The part of it in flat.shard() is the part that this rank holds.
+  int64_t position(const FlatBuffer& flat, const FlatParameter& parameter) const {
+    return flat.first_grain * kGrainNumel - rank_ * flat.shard_numel + parameter.offset;
+  }
+
   int64_t trainable_grains() const { return trainable_grains_; }  // of this rank's shard space
   int64_t frozen_grains() const { return frozen_grains_; }
   int64_t parameter_count() const { return parameter_count_; }
+  int rank() const { return rank_; }
   int world_size() const { return world_size_; }
 
  private:
+  int rank_;
   int world_size_;
   std::vector<Unit> units_;
   int64_t trainable_grains_ = 0;
@@ -85,7 +96,7 @@ struct Segment {
   bool weight_decay = false;
 };
 
-// Rank `rank`'s shard space as segments, in order, covering it without gaps.
-std::vector<Segment> segment_table(const ModelLayout& layout, int rank);
+// The rank's shard space as segments, in order, covering it without gaps.
+std::vector<Segment> segment_table(const ModelLayout& layout);
 
 }  // namespace strata::engine

@@ -64,6 +64,9 @@ struct Config {
   // ZeRO and placement.
   int stage = 3;
   int64_t sub_group_numel = 0;  // a multiple of the grain
+  // Elements of a unit's gradient reduced over ranks at a time.
+  int64_t reduce_bucket_numel = 500'000'000;
+  static constexpr int64_t kAutoReduceBucket = 0;  // the widest layer's channels, squared
   TierFractions param;
   std::array<TierFractions, kOptimizerKindCount> optimizer_state;  // in kOptimizerKinds' order
   std::vector<std::string> nvme_paths;  // directories; empty when nothing lives on nvme
@@ -83,8 +86,9 @@ struct Config {
   DirectChoice io_direct = DirectChoice::automatic;
   uint32_t io_block_bytes = 1 << 20;
   uint32_t io_queue_depth = 32;
-  int io_threads = 8;  // workers of the thread engine
-  int slots = 1;       // places on disk a sub-group; 2: the step before survives on disk
+  int io_threads = 8;           // workers of the thread engine
+  int slots = 1;                // places on disk a sub-group; 2: the step before survives on disk
+  double comm_timeout_s = 600;  // how long a rank waits for a peer that has not come
 
   uint64_t seed = 1;
 

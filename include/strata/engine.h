@@ -43,7 +43,7 @@ struct StepResult {
   struct Exposed {
     double gather = 0, grad_buffer = 0, landing = 0, nvme = 0;
   } exposed;
-  LinkBytes moved = {};                        // by Activity: nvme_read, nvme_write, h2d, d2h
+  LinkBytes moved = {};                        // by Activity: nvme_read, nvme_write, h2d, d2h, comm
   std::array<uint64_t, kTierCount> peak = {};  // bytes, by Tier, since the start
 };
 
@@ -52,6 +52,10 @@ class Runtime;
 }  // namespace engine
 
 // One training run of one rank. Not thread-safe: one driver thread calls it.
+//
+// In a world of several ranks all of them make the same calls in the same order, each with its own
+// part of the data. A rank that dies, fails or does not come within
+// Config::comm_timeout_s ends the run on all of them: their calls throw CommError naming it.
 class Engine {
  public:
   struct Options {
@@ -71,8 +75,16 @@ class Engine {
   // behind it failed; the engine is then unusable.
   StepResult train_step(std::span<const Batch> micro_batches);
 
-  // Mean loss over the batches' tokens; changes nothing.
+  // Mean loss over the batches' tokens, of all ranks; changes nothing. Every rank gives as many
+  // batches.
   double evaluate(std::span<const Batch> micro_batches);
+
+  // Scores (logits), one for each token of the vocabulary, of what follows `tokens`, 1 to a row of
+  // them; ranks give the same ones. Throws ConfigError for others, and for a model without scores.
+  std::vector<float> next_token_scores(std::span<const int32_t> tokens);
+
+  // Whether any rank says so; for decisions that ranks must take together, such as to stop.
+  bool any_rank(bool mine);
 
   // Hash of the training state (master, moments, parameters, loss scale, step) in logical order:
   // independent of placement, stage and world size. 32 hexadecimal digits.
@@ -82,7 +94,7 @@ class Engine {
   // exp_avg, exp_avg_sq, or grad (as accumulated in the last step, before scaling). Throws
   // ConfigError for a name the model lacks, or a kind that this parameter does not have.
   std::vector<float> read_parameter(std::string_view name, StateKind kind);
-  // Sets a parameter: master and 16-bit copy from `values`, moments to zero.
+  // Sets a parameter: master and 16-bit copy from `values`, moments to zero. Ranks give the same.
   void write_parameter(std::string_view name, std::span<const float> values);
 
   int64_t step() const;

@@ -86,6 +86,9 @@ class Layer {
   virtual LayerFootprint footprint(const ops::LayerOps& ops, const BatchShape& batch,
                                    DType dtype) const = 0;
   virtual void forward(const LayerForward& context) const = 0;
+  // Where a forward of the last layer that was not for training left its scores (logits), (N, V),
+  // in the saved bytes; a null view for layers that have none.
+  virtual TensorView scores(const LayerContext& /*context*/) const { return {}; }
   // Runs after a forward (or a recomputation) of the same micro-batch with the same saved bytes.
   virtual void backward(const LayerBackward& context) const = 0;
 };

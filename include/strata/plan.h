@@ -23,7 +23,7 @@ struct Reservation {
   uint64_t bytes = 0;
 };
 
-using LinkBytes = std::array<uint64_t, kLinkCount>;  // by Activity: nvme_read .. d2h
+using LinkBytes = std::array<uint64_t, kLinkCount>;  // by Activity: nvme_read .. comm
 
 struct PlanSummary {
   int64_t parameters = 0;             // trainable and frozen, without padding

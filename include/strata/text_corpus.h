@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "strata/batch.h"
+#include "strata/world.h"
 
 namespace strata {
 
@@ -52,13 +53,15 @@ struct OwnedBatch {
 // `sequence`, from an offset below `sequence` that changes with each epoch; an epoch visits each
 // window once, in an order shuffled by seed. Every epoch has as many windows as fit behind the
 // largest offset, so row i of the run is a pure function of (seed, i), the same at every world
-// size; the position is one number, so it can be stored and restored.
+// size; the position is one number, so it can be stored and restored. Ranks take turns: of each
+// world_size batches, a rank gets the one that is its own.
 class TextSampler {
  public:
   // `corpus` must outlive the sampler. Throws ConfigError when its training part is too short.
-  TextSampler(const TextCorpus& corpus, int64_t sequence, uint64_t seed);
+  TextSampler(const TextCorpus& corpus, int64_t sequence, uint64_t seed, const World& world = {});
 
-  // Fills `batch` (whose shape says how many rows) with the rows from position() on, and advances.
+  // Fills `batch` (whose shape says how many rows) with this rank's rows of those from position()
+  // on, and advances by all ranks'.
   void next(OwnedBatch& batch);
 
   int64_t position() const { return position_; }
@@ -71,6 +74,8 @@ class TextSampler {
   const TextCorpus& corpus_;
   const int64_t sequence_;
   const uint64_t seed_;
+  const int rank_;
+  const int ranks_;
   const int64_t windows_;  // an epoch's
   int64_t position_ = 0;
   int64_t epoch_ = -1;          // that offset_ and order_ are for
@@ -88,8 +93,10 @@ struct NgramBaselines {
 };
 NgramBaselines ngram_baselines(const TextCorpus& corpus);
 
-// The validation windows: consecutive, stride `sequence`, a last partial one dropped. Rows of the
-// last batch for which there is no window have targets of -1.
-std::vector<OwnedBatch> validation_batches(const TextCorpus& corpus, BatchShape shape);
+// A rank's validation windows: all are consecutive, stride `sequence`, a last partial one dropped,
+// and ranks take turns at batches of them. Every rank gets as many batches; rows for which there is
+// no window have targets of -1.
+std::vector<OwnedBatch> validation_batches(const TextCorpus& corpus, BatchShape shape,
+                                           const World& world = {});
 
 }  // namespace strata

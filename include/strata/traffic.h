@@ -10,23 +10,24 @@
 
 namespace strata {
 
-// What a span of time was spent on. The first four move bytes between tiers and are what
-// `moved` in the metrics and the plan's traffic table count.
+// What a span of time was spent on. The first five move bytes and are what `moved` in the
+// metrics and the plan's traffic table count.
 enum class Activity : uint8_t {
   nvme_read,
   nvme_write,
   h2d,         // host -> device
   d2h,         // device -> host
+  comm,        // sent to other ranks
   nvme_flush,  // making writes durable; moves no bytes of its own
   compute,     // a unit's forward or backward, a reduction, an update
   wait,        // a queue or the driver stood still; `label` says for what
 };
-inline constexpr size_t kLinkCount = 4;
-inline constexpr size_t kActivityCount = 7;
+inline constexpr size_t kLinkCount = 5;
+inline constexpr size_t kActivityCount = 8;
 
 constexpr std::string_view name(Activity activity) {
   constexpr std::array<std::string_view, kActivityCount> names = {
-      "nvme_read", "nvme_write", "h2d", "d2h", "nvme_flush", "compute", "wait"};
+      "nvme_read", "nvme_write", "h2d", "d2h", "comm", "nvme_flush", "compute", "wait"};
   return names[static_cast<size_t>(activity)];
 }
 

@@ -1,19 +1,33 @@
 // Which rank this process is, of how many.
 #pragma once
 
-#include <string>
+#include <memory>
+#include <vector>
 
 namespace strata {
+
+namespace engine {
+class LocalGroup;
+}
 
 struct World {
   int rank = 0;
   int size = 1;
   int local_rank = 0;  // among the ranks of this machine
+  int local_size = 1;  // how many those are
+  // Where ranks that are threads of this process meet; null where ranks are processes.
+  std::shared_ptr<engine::LocalGroup> group = nullptr;
 
-  // Reads what mpirun (OMPI_COMM_WORLD_RANK, _SIZE, _LOCAL_RANK), torchrun (RANK, WORLD_SIZE,
-  // LOCAL_RANK) or Slurm's srun (SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID) set, in this order;
-  // one process when none did. Throws ConfigError where they make no sense.
+  // Reads what mpirun (OMPI_COMM_WORLD_RANK, _SIZE, _LOCAL_RANK, _LOCAL_SIZE), torchrun (RANK,
+  // WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE) or Slurm's srun (SLURM_PROCID, SLURM_NTASKS,
+  // SLURM_LOCALID, SLURM_NTASKS_PER_NODE) set, in this order; one process when none did. Where the
+  // last one is not set, all ranks count as on this machine. Throws ConfigError where they make no
+  // sense.
   static World from_environment();
+
+  // `size` ranks within this process: give each to an engine on a thread of its own. For tests, and
+  // for trying a configuration of several ranks without a launcher.
+  static std::vector<World> local(int size);
 };
 
 }  // namespace strata

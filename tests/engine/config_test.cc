@@ -171,10 +171,9 @@ std::string own(const std::string& keys) { return with_batch("\"strata\": {" + k
 INSTANTIATE_TEST_SUITE_P(
     Tiers, ConfigRefuses,
     testing::Values(
-        Refusal{
-            "Stage2", zero(R"("stage": 2)"),
-            "ds.json: \"zero_optimization.stage\" is 2, which is not there yet: use 3, which at "
-            "world size 1 gives the same bits"},
+        Refusal{"Stage2", zero(R"("stage": 2)"),
+                "ds.json: \"zero_optimization.stage\" is 2, which is not there yet: use 3, which "
+                "gives the same bits"},
         Refusal{"Stage4", zero(R"("stage": 4)"),
                 "ds.json: \"zero_optimization.stage\" must be an integer from 0 to 3, found 4"},
         Refusal{
@@ -250,9 +249,14 @@ TEST(Config, AFileThatCannotBeReadIsNamed) {
               testing::ThrowsMessage<ConfigError>("/: this is a directory: name a file"));
 }
 
-TEST(Config, MoreThanOneRankIsRefused) {
-  EXPECT_EQ(error_of(with_batch(""), 4),
-            "ds.json: this run has 4 ranks, and more than one is not there yet: start one process");
+TEST(Config, ABatchIsDividedAmongRanks) {
+  const Config config = Config::from_json(R"({"train_batch_size": 12})", "ds.json", 3);
+  EXPECT_EQ(config.micro_batch, 4);
+  EXPECT_EQ(config.accumulation_steps, 1);
+  EXPECT_EQ(Config::from_json(with_batch(""), "ds.json", 4).train_batch, 8);
+  EXPECT_EQ(error_of(R"({"train_batch_size": 7})", 2),
+            "ds.json: \"train_batch_size\" is 7, but \"train_micro_batch_size_per_gpu\" 3 x "
+            "\"gradient_accumulation_steps\" 1 x world size 2 = 6: change one of them");
 }
 
 TEST(Config, DefaultsAreDeepSpeedsWhereItHasThem) {

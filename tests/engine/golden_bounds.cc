@@ -102,6 +102,24 @@ std::vector<Deviation> deviations(const Quantities& measured, const Quantities& 
   return result;
 }
 
+std::vector<Deviation> training_deviations(const std::function<StepResult(size_t)>& step,
+                                           const TrainingCurve& truth, const Rounding& rounding) {
+  std::vector<Deviation> steps;
+  double moved = 0;  // lr * sum of |g_j|: how far the loss may have moved
+  for (size_t k = 0; k < truth.losses.size(); ++k) {
+    const StepResult result = step(k);
+    const double loss = truth.losses[k], norm = truth.grad_norms[k];
+    const double sigma = rounding.sigma("loss") + rounding.sigma_of_gradients() * moved / loss;
+    steps.push_back({"loss of step " + std::to_string(k),
+                     largest_error({result.loss}, {loss}) / loss, kSigmas * sigma});
+    steps.push_back({"gradient norm of step " + std::to_string(k),
+                     largest_error({result.grad_norm}, {norm}) / norm,
+                     kSigmas * rounding.sigma_of_gradients()});
+    moved += golden_inputs().optimizer.lr * norm;
+  }
+  return steps;
+}
+
 Deviation worst(const std::vector<Deviation>& deviations) {
   return *std::max_element(
       deviations.begin(), deviations.end(),

@@ -17,6 +17,7 @@
 //     that, independently of the others: sigma(loss) + sigma(grad) * lr * sum over j < k of |g_j|.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -59,6 +60,14 @@ std::vector<Deviation> deviations(const Quantities& measured, const Quantities& 
                                   const Rounding& rounding);
 // The one that comes closest to its bound, or is farthest beyond it.
 Deviation worst(const std::vector<Deviation>& deviations);
+
+// Losses and gradient norms before clipping of steps of AdamW as golden_inputs() has it. The norms
+// tell what losses do not: Adam does not see the gradients' scale.
+struct TrainingCurve {
+  std::vector<double> losses, grad_norms;
+};
+std::vector<Deviation> training_deviations(const std::function<StepResult(size_t)>& step,
+                                           const TrainingCurve& truth, const Rounding& rounding);
 
 // Prints "name: error / bound = ratio".
 void print(const Deviation& deviation);

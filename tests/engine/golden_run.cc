@@ -13,24 +13,6 @@ std::string golden_path(const std::string& name) {
   return std::string(STRATA_GOLDEN_DIR) + "/" + name + ".safetensors";
 }
 
-// The fixture's (steps, B, T) tokens and targets.
-std::vector<OwnedBatch> read_batches(const SafetensorsFixture& file) {
-  const std::vector<int64_t> shape = file.shape("tokens");
-  const std::vector<double> tokens = file.values("tokens"), targets = file.values("targets");
-  std::vector<OwnedBatch> batches;
-  for (int64_t step = 0; step < shape[0]; ++step) {
-    OwnedBatch batch = OwnedBatch::empty({shape[1], shape[2]});
-    const int64_t first = step * batch.shape.tokens();
-    for (int64_t i = 0; i < batch.shape.tokens(); ++i) {
-      const auto to = static_cast<size_t>(i), from = static_cast<size_t>(first + i);
-      batch.tokens[to] = static_cast<int32_t>(tokens[from]);
-      batch.targets[to] = static_cast<int32_t>(targets[from]);
-    }
-    batches.push_back(std::move(batch));
-  }
-  return batches;
-}
-
 }  // namespace
 
 GoldenInputs::GoldenInputs() : file(golden_path("gpt2")) {
@@ -52,8 +34,29 @@ const GoldenInputs& golden_inputs() {
   return inputs;
 }
 
+std::vector<OwnedBatch> read_batches(const SafetensorsFixture& file) {
+  const std::vector<int64_t> shape = file.shape("tokens");
+  const std::vector<double> tokens = file.values("tokens"), targets = file.values("targets");
+  std::vector<OwnedBatch> batches;
+  for (int64_t step = 0; step < shape[0]; ++step) {
+    OwnedBatch batch = OwnedBatch::empty({shape[1], shape[2]});
+    const int64_t first = step * batch.shape.tokens();
+    for (int64_t i = 0; i < batch.shape.tokens(); ++i) {
+      const auto to = static_cast<size_t>(i), from = static_cast<size_t>(first + i);
+      batch.tokens[to] = static_cast<int32_t>(tokens[from]);
+      batch.targets[to] = static_cast<int32_t>(targets[from]);
+    }
+    batches.push_back(std::move(batch));
+  }
+  return batches;
+}
+
+SafetensorsFixture golden_file(const std::string& name) {
+  return SafetensorsFixture(golden_path(name));
+}
+
 SafetensorsFixture golden_results(DType dtype) {
-  return SafetensorsFixture(golden_path("gpt2_" + std::string(name(dtype))));
+  return golden_file("gpt2_" + std::string(name(dtype)));
 }
 
 Quantities golden_truth(const SafetensorsFixture& results) {
@@ -67,17 +70,21 @@ Quantities golden_truth(const SafetensorsFixture& results) {
   return truth;
 }
 
-GoldenRun::GoldenRun(const Options& options) : engine_(make_engine(options)) {
+void write_golden_weights(Engine& engine, bool round_to_bf16) {
   for (const std::string& parameter : golden_inputs().parameters) {
     const std::vector<double> stored = golden_inputs().file.values("weight." + parameter);
     std::vector<float> weights(stored.begin(), stored.end());
-    if (options.round_weights) {
+    if (round_to_bf16) {
       std::transform(weights.begin(), weights.end(), weights.begin(), [](float weight) {
         return ops::bf16_to_float(ops::float_to_bf16_half_away(weight));
       });
     }
-    engine_.write_parameter(parameter, weights);
+    engine.write_parameter(parameter, weights);
   }
+}
+
+GoldenRun::GoldenRun(const Options& options) : engine_(make_engine(options)) {
+  write_golden_weights(engine_, options.round_weights);
 }
 
 Engine GoldenRun::make_engine(const Options& options) {

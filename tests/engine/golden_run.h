@@ -33,6 +33,11 @@ const GoldenInputs& golden_inputs();
 
 // gpt2_fp32 or gpt2_bf16.
 SafetensorsFixture golden_results(DType dtype);
+SafetensorsFixture golden_file(const std::string& name);
+// A fixture's (steps, B, T) tokens and targets.
+std::vector<OwnedBatch> read_batches(const SafetensorsFixture& file);
+// Gives an engine PyTorch's weights, rounded to bf16, half away from zero, if asked.
+void write_golden_weights(Engine& engine, bool round_to_bf16 = false);
 // The results of batch 0 by fp64 arithmetic.
 Quantities golden_truth(const SafetensorsFixture& results);
 

@@ -28,6 +28,10 @@ INSTANTIATE_TEST_SUITE_P(DTypes, Golden, testing::Values(DType::fp32, DType::bf1
                            return std::string(name(param_info.param));
                          });
 
+TrainingCurve curve(const SafetensorsFixture& results) {
+  return {results.values("true.losses"), results.values("true.grad_norms")};
+}
+
 TEST_P(Golden, LogitsLossAndEveryGradientMatch) {
   GoldenRun run({.dtype = dtype_});
   std::printf("largest error / bound, as shares of the tensor's largest element:\n");
@@ -37,30 +41,10 @@ TEST_P(Golden, LogitsLossAndEveryGradientMatch) {
   }
 }
 
-// The losses of twenty steps, and the gradients' norms before clipping: Adam does not see the
-// gradients' scale, so that losses alone would not show it.
-std::vector<Deviation> training_deviations(GoldenRun& run, const SafetensorsFixture& results,
-                                           const Rounding& rounding) {
-  const std::vector<double> losses = results.values("true.losses");
-  const std::vector<double> norms = results.values("true.grad_norms");
-  std::vector<Deviation> steps;
-  double moved = 0;  // lr * sum of |g_j|: how far the loss may have moved
-  for (size_t k = 0; k < losses.size(); ++k) {
-    const StepResult step = run.step(k);
-    const double sigma = rounding.sigma("loss") + rounding.sigma_of_gradients() * moved / losses[k];
-    steps.push_back({"loss of step " + std::to_string(k),
-                     largest_error({step.loss}, {losses[k]}) / losses[k], kSigmas * sigma});
-    steps.push_back({"gradient norm of step " + std::to_string(k),
-                     largest_error({step.grad_norm}, {norms[k]}) / norms[k],
-                     kSigmas * rounding.sigma_of_gradients()});
-    moved += golden_inputs().optimizer.lr * norms[k];
-  }
-  return steps;
-}
-
 TEST_P(Golden, TwentyStepsOfAdamWMatch) {
   GoldenRun run({.dtype = dtype_, .optimizer = golden_inputs().optimizer});
-  const auto steps = training_deviations(run, results_, rounding_);
+  const auto steps =
+      training_deviations([&](size_t k) { return run.step(k); }, curve(results_), rounding_);
   EXPECT_EQ(steps.size(), 2 * 20u);
   std::printf("error / bound, as shares of the value:\n");
   for (const Deviation& deviation : steps) {
@@ -93,7 +77,8 @@ TEST_P(GoldenUpdate, OnePercentOffLeavesTheBounds) {
   OptimizerConfig optimizer = golden_inputs().optimizer;
   optimizer.*GetParam().scalar *= 1 + kPlantedError;
   GoldenRun run({.dtype = DType::fp32, .optimizer = optimizer});
-  const Deviation farthest = worst(training_deviations(run, results, rounding));
+  const Deviation farthest =
+      worst(training_deviations([&](size_t k) { return run.step(k); }, curve(results), rounding));
   print(farthest);
   EXPECT_GT(farthest.error, farthest.bound);
 }

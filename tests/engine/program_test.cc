@@ -22,7 +22,7 @@ struct Case {
 
 class ProgramTest : public testing::TestWithParam<Case> {
  protected:
-  ProgramTest() : layout_(model(GetParam().layers), 1) {
+  ProgramTest() : layout_(model(GetParam().layers), 0, 1) {
     const size_t units = layout_.units().size();
     for (size_t u = 0; u < units; ++u) {
       gathered_.push_back((GetParam().gathered_mask >> (u % 8)) & 1u);
@@ -125,7 +125,7 @@ INSTANTIATE_TEST_SUITE_P(Cases, ProgramTest,
 TEST(ProgramTraffic, TheLastUnitStaysForItsBackward) {
   auto config = testing_support::tiny_gpt2();
   config.n_layer = 4;
-  const ModelLayout layout(models::gpt2(config), 1);
+  const ModelLayout layout(models::gpt2(config), 0, 1);
   const size_t units = layout.units().size();
   const std::vector<bool> all(units, true);
   const std::vector<bool> none(units, false);

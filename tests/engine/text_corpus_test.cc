@@ -149,6 +149,50 @@ TEST_F(TextCorpusTest, ARowIsAPureFunctionOfSeedAndIndex) {
   EXPECT_NE(starts(corpus, 32, 4, 0, 900, 1), run);
 }
 
+// The rows that all ranks draw together are those that one rank draws alone, in turns of a batch.
+TEST_F(TextCorpusTest, RanksDivideTheRowsOfOneRank) {
+  const TextCorpus corpus = numbers(32);
+  constexpr int64_t kRows = 5;
+  const auto draw = [&](TextSampler& sampler) {
+    OwnedBatch batch{{kRows, 32}, {}, {}};
+    sampler.next(batch);
+    return batch.tokens;
+  };
+  for (const int ranks : {2, 3}) {
+    TextSampler alone(corpus, 32, 3);
+    std::vector<TextSampler> samplers;
+    for (int rank = 0; rank < ranks; ++rank) {
+      samplers.emplace_back(corpus, 32, 3, World{.rank = rank, .size = ranks});
+    }
+    for (int turn = 0; turn < 200; ++turn) {  // several epochs
+      for (TextSampler& sampler : samplers) EXPECT_EQ(draw(sampler), draw(alone)) << turn;
+    }
+    EXPECT_GT(alone.position(), 2 * alone.rows_per_epoch());
+  }
+}
+
+TEST_F(TextCorpusTest, RanksDivideTheValidationRows) {
+  const TextCorpus corpus = numbers(16);
+  const BatchShape shape = {7, 16};
+  const auto all = validation_batches(corpus, shape);
+  for (const int ranks : {2, 3, 4}) {
+    std::vector<std::vector<OwnedBatch>> parts;
+    for (int rank = 0; rank < ranks; ++rank) {
+      parts.push_back(validation_batches(corpus, shape, World{.rank = rank, .size = ranks}));
+      EXPECT_EQ(parts.back().size(), parts.front().size());
+    }
+    for (size_t i = 0; i < parts[0].size() * parts.size(); ++i) {
+      const OwnedBatch& part = parts[i % parts.size()][i / parts.size()];
+      if (i < all.size()) {
+        EXPECT_EQ(part.tokens, all[i].tokens);
+        EXPECT_EQ(part.targets, all[i].targets);
+      } else {
+        EXPECT_EQ(part.counted_targets(), 0);
+      }
+    }
+  }
+}
+
 TEST_F(TextCorpusTest, SeekingBackReproduces) {
   const TextCorpus corpus = numbers(32);
   TextSampler sampler(corpus, 32, 3);

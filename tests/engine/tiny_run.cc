@@ -55,21 +55,34 @@ std::vector<OwnedBatch> tiny_batches(int64_t count, uint64_t seed) {
   return batches;
 }
 
+std::vector<Batch> of_rank(const std::vector<Batch>& batches, const World& world) {
+  std::vector<Batch> own;
+  for (size_t i = static_cast<size_t>(world.rank); i < batches.size();
+       i += static_cast<size_t>(world.size)) {
+    own.push_back(batches[i]);
+  }
+  return own;
+}
+
 std::vector<Batch> views(const std::vector<OwnedBatch>& batches) {
   std::vector<Batch> result;
   for (const OwnedBatch& batch : batches) result.push_back(batch.view());
   return result;
 }
 
-RunOutcome run_tiny(const Config& config, int steps, const engine::Disturbance& disturbance) {
+RunOutcome run_tiny(const Config& config, int steps, const engine::Disturbance& disturbance,
+                    const World& world) {
   Engine::Options options;
   options.micro_batch = {config.micro_batch, tiny_gpt2().n_positions};
-  Engine engine = EngineTestAccess::make(models::gpt2(tiny_gpt2()), config, options, disturbance);
+  Engine engine =
+      EngineTestAccess::make(models::gpt2(tiny_gpt2()), config, options, disturbance, world);
   const PlanSummary& plan = engine.plan();
   RunOutcome outcome;
   for (int step = 0; step < steps; ++step) {
-    const auto batches = tiny_batches(config.accumulation_steps, static_cast<uint64_t>(step) + 100);
-    const StepResult result = engine.train_step(views(batches));
+    const auto batches =
+        tiny_batches(config.accumulation_steps * world.size, static_cast<uint64_t>(step) + 100);
+    const auto own = of_rank(views(batches), world);
+    const StepResult result = engine.train_step(own);
     EXPECT_FALSE(result.skipped);
     EXPECT_EQ(result.moved, plan.step_traffic) << "step " << step;
     for (size_t tier = 0; tier < kTierCount; ++tier) {

@@ -15,9 +15,9 @@ namespace strata {
 // Builds engines with what tests inject.
 struct EngineTestAccess {
   static Engine make(Model model, const Config& config, const Engine::Options& options,
-                     const engine::Disturbance& disturbance) {
+                     const engine::Disturbance& disturbance, const World& world = {}) {
     return Engine(
-        std::make_unique<engine::Runtime>(std::move(model), config, World{}, options, disturbance));
+        std::make_unique<engine::Runtime>(std::move(model), config, world, options, disturbance));
   }
 };
 
@@ -33,6 +33,8 @@ Config tiny_config();
 // Seeded tokens and their successors.
 std::vector<OwnedBatch> tiny_batches(int64_t count, uint64_t seed);
 std::vector<Batch> views(const std::vector<OwnedBatch>& batches);
+// Every world.size'th of them, from world.rank on.
+std::vector<Batch> of_rank(const std::vector<Batch>& batches, const World& world);
 
 struct RunOutcome {
   std::string digest;
@@ -40,8 +42,9 @@ struct RunOutcome {
 };
 
 // Trains `steps` steps and checks, in every step, that the bytes moved are the plan's, and that
-// peaks are at most the plan and the plan at most the budgets.
-RunOutcome run_tiny(const Config& config, int steps, const engine::Disturbance& disturbance = {});
+// peaks are at most the plan and the plan at most the budgets. Ranks take turns at micro-batches.
+RunOutcome run_tiny(const Config& config, int steps, const engine::Disturbance& disturbance = {},
+                    const World& world = {});
 
 }  // namespace testing_support
 }  // namespace strata

@@ -16,13 +16,16 @@ namespace {
 constexpr const char* kVariables[] = {"OMPI_COMM_WORLD_RANK",
                                       "OMPI_COMM_WORLD_SIZE",
                                       "OMPI_COMM_WORLD_LOCAL_RANK",
+                                      "OMPI_COMM_WORLD_LOCAL_SIZE",
                                       "RANK",
                                       "WORLD_SIZE",
                                       "LOCAL_RANK",
+                                      "LOCAL_WORLD_SIZE",
                                       "SLURM_STEP_ID",
                                       "SLURM_PROCID",
                                       "SLURM_NTASKS",
-                                      "SLURM_LOCALID"};
+                                      "SLURM_LOCALID",
+                                      "SLURM_NTASKS_PER_NODE"};
 
 class WorldTest : public testing::Test {
  protected:
@@ -48,6 +51,7 @@ TEST_F(WorldTest, ComesFromMpirunBeforeTheOthers) {
   const World world = with({{"OMPI_COMM_WORLD_RANK", "5"},
                             {"OMPI_COMM_WORLD_SIZE", "8"},
                             {"OMPI_COMM_WORLD_LOCAL_RANK", "1"},
+                            {"OMPI_COMM_WORLD_LOCAL_SIZE", "4"},
                             {"SLURM_STEP_ID", "0"},
                             {"SLURM_PROCID", "0"},
                             {"SLURM_NTASKS", "2"},
@@ -55,6 +59,7 @@ TEST_F(WorldTest, ComesFromMpirunBeforeTheOthers) {
   EXPECT_EQ(world.rank, 5);
   EXPECT_EQ(world.size, 8);
   EXPECT_EQ(world.local_rank, 1);
+  EXPECT_EQ(world.local_size, 4);
 }
 
 TEST_F(WorldTest, ComesFromTorchrun) {
@@ -62,6 +67,7 @@ TEST_F(WorldTest, ComesFromTorchrun) {
   EXPECT_EQ(world.rank, 3);
   EXPECT_EQ(world.size, 4);
   EXPECT_EQ(world.local_rank, 1);
+  EXPECT_EQ(world.local_size, 4);  // all, when the launcher does not say
 }
 
 TEST_F(WorldTest, ComesFromASlurmStep) {
@@ -72,6 +78,20 @@ TEST_F(WorldTest, ComesFromASlurmStep) {
   EXPECT_EQ(world.rank, 6);
   EXPECT_EQ(world.size, 16);
   EXPECT_EQ(world.local_rank, 2);
+}
+
+TEST_F(WorldTest, LocalRanksMeetInOneProcess) {
+  const auto worlds = World::local(3);
+  ASSERT_EQ(worlds.size(), 3u);
+  for (int rank = 0; rank < 3; ++rank) {
+    const World& world = worlds[static_cast<size_t>(rank)];
+    EXPECT_EQ(world.rank, rank);
+    EXPECT_EQ(world.size, 3);
+    EXPECT_EQ(world.local_rank, rank);
+    EXPECT_EQ(world.local_size, 3);
+    EXPECT_EQ(world.group, worlds[0].group);
+  }
+  EXPECT_THROW(World::local(0), ConfigError);
 }
 
 TEST_F(WorldTest, ABatchScriptIsNotARank) {

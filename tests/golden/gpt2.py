@@ -28,10 +28,13 @@ CONFIG = {
 }
 BATCH = 2
 STEPS = 20
+RANKS_BATCH = 12  # divides among 1, 2, 3 and 4 ranks
+RANKS_STEPS = 6
 ADAMW = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8}
 WEIGHT_DECAY = 0.1
 MAX_GRAD_NORM = 1.0
 SEED = 20
+RANKS_SEED = 21
 
 
 def make_weights(generator):
@@ -66,12 +69,12 @@ def make_weights(generator):
     return weights
 
 
-def make_batches(generator):
-    """(STEPS, BATCH, T) tokens and targets: a noisy walk round the vocabulary, so there is
+def make_batches(generator, steps, rows):
+    """(steps, rows, T) tokens and targets: a noisy walk round the vocabulary, so there is
     something to learn."""
     vocab, t = CONFIG["vocab_size"], CONFIG["n_positions"]
-    start = torch.randint(vocab, (STEPS, BATCH, 1), generator=generator)
-    strides = torch.randint(1, 4, (STEPS, BATCH, t), generator=generator)
+    start = torch.randint(vocab, (steps, rows, 1), generator=generator)
+    strides = torch.randint(1, 4, (steps, rows, t), generator=generator)
     walk = torch.cat([start, start + strides.cumsum(-1)], dim=-1) % vocab
     return walk[..., :-1].contiguous(), walk[..., 1:].contiguous()
 
@@ -162,6 +165,20 @@ def expected(weights, batches, parameters_of, true_parameters_of):
     return tensors
 
 
+def expected_of_ranks(weights, batches):
+    """What fp64 arithmetic computes from the parameters of either dtype."""
+    tensors = {"tokens": batches[0].int(), "targets": batches[1].int()}
+    dtypes = {"fp32": lambda w: w, "bf16": lambda w: round_to_bf16(w).double()}
+    for dtype, parameters_of in dtypes.items():
+        params = {name: parameters_of(w.double()) for name, w in weights.items()}
+        _, loss, gradients = loss_and_gradients(params, batches[0][0], batches[1][0])
+        losses, norms = train(weights, batches, torch.float64, parameters_of)
+        results = {"loss": loss.view(1), "losses": losses, "grad_norms": norms}
+        results |= {f"grad.{name}": g.float() for name, g in gradients.items()}
+        tensors |= {f"{dtype}.{name}": value for name, value in results.items()}
+    return tensors
+
+
 def report(dtype, tensors):
     def worst(names):
         def error(name):
@@ -188,7 +205,7 @@ def main():
 
     generator = torch.Generator().manual_seed(SEED)
     weights = make_weights(generator)
-    batches = make_batches(generator)
+    batches = make_batches(generator, STEPS, BATCH)
     about = {
         "config": CONFIG,
         "optimizer": {**ADAMW, "weight_decay": WEIGHT_DECAY, "max_grad_norm": MAX_GRAD_NORM},
@@ -205,6 +222,10 @@ def main():
     for dtype, tensors in {"fp32": fp32, "bf16": bf16}.items():
         save_file(tensors, output / f"gpt2_{dtype}.safetensors", metadata)
         report(dtype, tensors)
+
+    generator = torch.Generator().manual_seed(RANKS_SEED)
+    batches = make_batches(generator, RANKS_STEPS, RANKS_BATCH)
+    save_file(expected_of_ranks(weights, batches), output / "gpt2_ranks.safetensors", metadata)
 
 
 if __name__ == "__main__":

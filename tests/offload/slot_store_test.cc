@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -117,13 +118,61 @@ TEST_F(JournalTest, ADamagedRecordFallsBackToTheOneBefore) {
   EXPECT_FALSE(open(false).recover().has_value());
 }
 
-TEST_F(JournalTest, AFailedCommitFlipsNothing) {
+TEST_F(JournalTest, APayloadTooLongFlipsNothing) {
   SlotStore store = open(true);
   commit(store, "step 1");
   const Extent current = store.current(1);
   const std::string too_long(SlotStore::kMaxPayloadBytes + 1, 'x');
   EXPECT_THROW(commit(store, too_long), Error);
   EXPECT_EQ(store.current(1).offset, current.offset);
+}
+
+// Of one rank's two newest records it may have to take the older one: the other ranks' newest.
+TEST_F(JournalTest, RecoversTheGenerationThatRanksAgreeOn) {
+  Extent second, third;
+  {
+    SlotStore store = open(true);
+    commit(store, "step 1");
+    commit(store, "step 2");
+    second = store.current(1);
+    commit(store, "step 3");
+    third = store.current(1);
+  }
+  SlotStore store = open(false);
+  ASSERT_EQ(text(*store.recover()), "step 3");
+  EXPECT_EQ(store.current(1).offset, third.offset);
+  ASSERT_EQ(text(*store.recover(2)), "step 2");
+  EXPECT_EQ(store.current(1).offset, second.offset);
+  // From there on step 3 is written anew, to the same place.
+  EXPECT_EQ(store.next(1).offset, third.offset);
+  commit(store, "step 3 again");
+  EXPECT_EQ(text(*open(false).recover()), "step 3 again");
+  // Older ones are gone.
+  EXPECT_FALSE(open(false).recover(1).has_value());
+}
+
+// Whatever transfer of a commit fails, the generation before stays in force, here and on disk.
+TEST_F(JournalTest, ACommitThatFailsAnywhereFlipsNothing) {
+  constexpr int kTransfersOfACommit = 3;  // flush, record, flush
+  for (int fails = 0; fails < kTransfersOfACommit; ++fails) {
+    // The record before takes as many.
+    const io::FaultPlan faults = {.fail_at = kTransfersOfACommit + fails};
+    pump_ = make_pump(traffic_, &faults);
+    {
+      SlotStore store = open(true);
+      commit(store, "step 1");
+      const Extent current = store.current(1);
+      EXPECT_THROW(commit(store, "step 2"), IoError) << fails;
+      EXPECT_EQ(store.current(1).offset, current.offset) << fails;
+    }
+    pump_ = make_pump(traffic_);
+    const auto record = open(/*create=*/false).recover();
+    ASSERT_TRUE(record.has_value());
+    // The last flush may fail with the record written: then it counts, and so does its state.
+    const bool written = fails == kTransfersOfACommit - 1;
+    EXPECT_EQ(text(*record), written ? "step 2" : "step 1") << fails;
+    for (const char* name : {"state", "journal"}) std::filesystem::remove(directory_.file(name));
+  }
 }
 
 }  // namespace

@@ -1,83 +1,16 @@
 // `strata train` as a person meets it: what it prints, writes and refuses, and its exit codes.
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
-#include <sys/wait.h>
-
-#include <cstdio>
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <nlohmann/json.hpp>
-#include <sstream>
 #include <string>
+#include <vector>
 
-#include "tests/temporary_directory.h"
+#include "tests/tools/train_command.h"
 
+namespace strata::testing_support {
 namespace {
 
 using nlohmann::json;
 using testing::HasSubstr;
-
-struct Result {
-  int exit_code = 0;
-  std::string out;
-  std::string err;
-};
-
-class TrainCommandTest : public testing::Test {
- protected:
-  TrainCommandTest() {
-    model_ = {{"model_type", "gpt2"}, {"vocab_size", 256}, {"n_positions", 32},
-              {"n_embd", 64},         {"n_layer", 2},      {"n_head", 4}};
-    config_ = {{"train_micro_batch_size_per_gpu", 2},
-               {"gradient_accumulation_steps", 2},
-               {"bf16", {{"enabled", true}}},
-               {"gradient_clipping", 1.0},
-               {"optimizer", {{"type", "AdamW"}, {"params", {{"lr", 1e-3}}}}},
-               {"zero_optimization",
-                {{"stage", 3},
-                 {"sub_group_size", 20000},
-                 {"offload_optimizer", {{"device", "nvme"}, {"nvme_path", directory_}}}}}};
-    std::string text;
-    for (int i = 0; i < 400; ++i) text += "line " + std::to_string(i * i % 97) + " of the text\n";
-    write("data.txt", text);
-  }
-
-  std::string path(const std::string& name) const { return directory_ + "/" + name; }
-  void write(const std::string& name, const std::string& text) const {
-    std::ofstream(path(name)) << text;
-  }
-  static std::string read(const std::string& file) {
-    std::stringstream text;
-    text << std::ifstream(file).rdbuf();
-    return text.str();
-  }
-
-  Result strata(const std::string& arguments) const {
-    const std::string command =
-        std::string(STRATA_BINARY) + " " + arguments + " >" + path("out") + " 2>" + path("err");
-    const int status = std::system(command.c_str());
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read(path("out")), read(path("err"))};
-  }
-  Result train(const std::string& more = "--steps 3") const {
-    write("model.json", model_.dump());
-    write("ds_config.json", config_.dump());
-    return strata("train --model " + path("model.json") + " --config " + path("ds_config.json") +
-                  " --data " + path("data.txt") + " " + more);
-  }
-  // Refused before any work: the exit code, one line, nothing on standard output.
-  void expect_refused(const Result& result, int exit_code, const std::string& saying) const {
-    EXPECT_EQ(result.exit_code, exit_code) << result.err;
-    EXPECT_THAT(result.err, HasSubstr(saying));
-    EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
-    EXPECT_EQ(result.out, "");
-  }
-
-  const strata::testing_support::TemporaryDirectory temporary_;
-  const std::string& directory_ = temporary_.path();
-  json model_;
-  json config_;
-};
 
 TEST_F(TrainCommandTest, TrainsAndSaysWhatItDid) {
   const Result result = train("--steps 4 --digest --metrics " + path("metrics.jsonl") +
@@ -118,6 +51,16 @@ TEST_F(TrainCommandTest, TheExamplesTrain) {
                                "nvme.json --data " + path("data.txt") + " --steps 1");
   EXPECT_EQ(result.exit_code, 0) << result.err;
   EXPECT_THAT(result.out, HasSubstr("step 1/1"));
+}
+
+TEST_F(TrainCommandTest, ASampleIsAsLongAsAsked) {
+  const Result result = train("--steps 1 --sample 40");
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.out, HasSubstr("sample: 40 bytes after the first 16 of the held-out text"));
+  const size_t begin = result.out.find("---\n") + 4;
+  EXPECT_EQ(result.out.find("\n---\n", begin) - begin, 16u + 40u);
+  const auto sample = [](const Result& run) { return run.out.substr(run.out.find("sample: ")); };
+  EXPECT_EQ(sample(train("--steps 1 --sample 40")), sample(result));
 }
 
 TEST_F(TrainCommandTest, TheSameSeedGivesTheSameDigest) {
@@ -186,3 +129,4 @@ TEST_F(TrainCommandTest, RefusesBadConfiguration) {
 }
 
 }  // namespace
+}  // namespace strata::testing_support

@@ -1,0 +1,33 @@
+#include <fmt/format.h>
+
+#include "engine/comm/communicator.h"
+#include "engine/comm/host_communicator.h"
+#include "engine/comm/local_transport.h"
+#include "engine/comm/mpi_transport.h"
+#include "strata/error.h"
+
+namespace strata::engine {
+namespace {
+
+std::unique_ptr<Transport> connect(const World& world, const CommunicatorOptions& options) {
+  if (world.group != nullptr) {
+    if (world.group->size() != world.size || world.rank < 0 || world.rank >= world.size) {
+      throw ConfigError(fmt::format("rank {} of {} is none of its group of {}: use World::local()",
+                                    world.rank, world.size, world.group->size()));
+    }
+    return make_local_transport(world.group, world.rank, options);
+  }
+  if (world.size == 1) return make_local_transport(std::make_shared<LocalGroup>(1), 0, options);
+  return make_mpi_transport(world, {.timeout_s = options.timeout_s});
+}
+
+}  // namespace
+
+std::unique_ptr<Communicator> make_communicator(const World& world, Queue& queue,
+                                                ops::StateOps& ops,
+                                                const CommunicatorOptions& options,
+                                                TrafficSink& traffic) {
+  return std::make_unique<HostCommunicator>(connect(world, options), queue, ops, traffic);
+}
+
+}  // namespace strata::engine

@@ -1,0 +1,38 @@
+#include "engine/runtime/fingerprint.h"
+
+#include <fmt/format.h>
+#include <xxhash.h>
+
+#include <iterator>
+#include <string>
+
+namespace strata::engine {
+
+uint64_t fingerprint(const Model& model, const Config& config, const Plan& plan) {
+  std::string text;
+  const auto add = [&](const auto&... values) {
+    ((fmt::format_to(std::back_inserter(text), "{} ", values)), ...);
+  };
+  for (const auto& layer : model.layers) {
+    add(layer->name());
+    for (const Parameter& p : layer->parameters()) {
+      add(p.name, p.trainable, p.weight_decay, p.init.value);
+      for (size_t i = 0; i < p.shape.rank; ++i) add(p.shape[i]);
+    }
+  }
+  const OptimizerConfig& optimizer = config.optimizer;
+  const WarmupConfig& warmup = config.warmup;
+  add(plan.micro_batch.batch, plan.micro_batch.sequence, config.accumulation_steps, config.seed);
+  add(name(config.dtype), config.gradient_clipping, config.stage, config.reduce_bucket_numel);
+  add(optimizer.lr, optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.weight_decay);
+  add(warmup.enabled, warmup.min_lr, warmup.max_lr, warmup.num_steps, warmup.logarithmic);
+  for (const Program* program : {&plan.step, &plan.evaluate}) {
+    for (const Action& action : program->actions) {
+      const bool collective = action.op == Action::Op::gather || action.op == Action::Op::reduce;
+      if (collective) add(static_cast<int>(action.op), action.unit);
+    }
+  }
+  return XXH3_64bits(text.data(), text.size());
+}
+
+}  // namespace strata::engine

@@ -1,0 +1,68 @@
+#include "tests/engine/comm/ranks.h"
+
+#include <cstdlib>
+#include <exception>
+#include <thread>
+
+#include "engine/comm/host_communicator.h"
+#include "engine/comm/mpi_transport.h"
+#include "kernels/device/host_device.h"
+
+namespace strata::testing_support {
+namespace {
+
+void run(const World& world, const RankOptions& options, const std::function<void(Rank&)>& body) {
+  try {
+    Rank rank(world, options);
+    try {
+      body(rank);
+    } catch (const std::exception& error) {
+      if (rank.communicator != nullptr) rank.communicator->abort(error.what());
+      throw;
+    }
+  } catch (const std::exception& error) {
+    ADD_FAILURE() << "rank " << world.rank << ": " << error.what();
+  }
+}
+
+}  // namespace
+
+bool under_mpi() { return std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr; }
+
+std::vector<RankOptions> every_world() {
+  if (!under_mpi()) return {{.size = 1}, {.size = 2}, {.size = 3}, {.size = 4}};
+  const int size = World::from_environment().size;
+  return {{.size = size}, {.size = size, .chunk_bytes = 1000}};
+}
+
+std::string world_name(const testing::TestParamInfo<RankOptions>& world) {
+  const std::string size = std::to_string(world.param.size);
+  if (!under_mpi()) return "local" + size;
+  return "mpi" + size + (world.param.chunk_bytes == 0 ? "" : "SmallMessages");
+}
+
+std::unique_ptr<Queue> Rank::make_queue(const char* name) {
+  const uint64_t seed = options.delay_seed == 0 ? 0 : options.delay_seed * 100 + rank();
+  return make_host_queue({.name = name, .threads = 2}, {.delay_seed = seed, .max_delay_us = 500},
+                         sink);
+}
+
+std::unique_ptr<engine::Communicator> Rank::make_communicator(Queue& on) {
+  if (options.chunk_bytes == 0 || world.size == 1) {
+    return engine::make_communicator(world, on, *ops, {.timeout_s = options.timeout_s}, sink);
+  }
+  return std::make_unique<engine::HostCommunicator>(
+      engine::make_mpi_transport(
+          world, {.timeout_s = options.timeout_s, .chunk_bytes = options.chunk_bytes}),
+      on, *ops, sink);
+}
+
+void on_every_rank(const RankOptions& options, const std::function<void(Rank&)>& body) {
+  if (under_mpi()) return run(World::from_environment(), options, body);
+  std::vector<std::jthread> threads;
+  for (const World& world : World::local(options.size)) {
+    threads.emplace_back([&options, &body, world] { run(world, options, body); });
+  }
+}
+
+}  // namespace strata::testing_support

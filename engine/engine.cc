@@ -25,10 +25,6 @@ std::vector<float> Engine::next_token_scores(std::span<const int32_t> tokens) {
   return runtime_->together([&] { return runtime_->next_token_scores(tokens); });
 }
 
-bool Engine::any_rank(bool mine) {
-  return runtime_->together([&] { return runtime_->any_rank(mine); });
-}
-
 std::string Engine::digest() {
   return runtime_->together([&] { return runtime_->digest(); });
 }
@@ -51,8 +47,10 @@ void Engine::settle() {
 }
 
 void Engine::write_trace(const std::string& path) {
-  settle();
-  runtime_->recorder().write_trace(path);
+  runtime_->together([&] {
+    runtime_->settle();
+    runtime_->recorder().write_trace(path, runtime_->rank());
+  });
 }
 
 }  // namespace strata

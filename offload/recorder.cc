@@ -75,7 +75,7 @@ uint64_t Recorder::dropped_events() const {
   return claimed > events_.size() ? claimed - events_.size() : 0;
 }
 
-void Recorder::write_trace(const std::string& path) const {
+void Recorder::write_trace(const std::string& path, int rank) const {
   const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "w"),
                                                              &std::fclose);
   if (file == nullptr) {
@@ -89,19 +89,21 @@ void Recorder::write_trace(const std::string& path) const {
   }
 
   std::string out = "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n";
-  out += R"({"ph":"M","pid":0,"name":"process_name","args":{"name":"rank 0"}})";
+  out += fmt::format(
+      "{{\"ph\":\"M\",\"pid\":{0},\"name\":\"process_name\",\"args\":{{\"name\":\"rank {0}\"}}}}",
+      rank);
   for (const auto& [lane, tid] : lanes) {
     out += fmt::format(
-        ",\n{{\"ph\":\"M\",\"pid\":0,\"tid\":{},\"name\":\"thread_name\",\"args\":{{\"name\":\"{}"
-        "\"}}}}",
-        tid, lane);
+        ",\n{{\"ph\":\"M\",\"pid\":{},\"tid\":{},\"name\":\"thread_name\",\"args\":{{\"name\":"
+        "\"{}\"}}}}",
+        rank, tid, lane);
   }
   for (size_t i = 0; i < count; ++i) {
     const TrafficRecord& event = events_[i];
     out += fmt::format(
-        ",\n{{\"ph\":\"X\",\"pid\":0,\"tid\":{},\"name\":\"{}\",\"cat\":\"{}\",\"ts\":{:.3f},"
+        ",\n{{\"ph\":\"X\",\"pid\":{},\"tid\":{},\"name\":\"{}\",\"cat\":\"{}\",\"ts\":{:.3f},"
         "\"dur\":{:.3f},\"args\":{{\"kind\":\"{}\",\"index\":{},\"bytes\":{}}}}}",
-        lanes.at(event.lane), event.tag.label, name(event.activity),
+        rank, lanes.at(event.lane), event.tag.label, name(event.activity),
         static_cast<double>(event.begin_ns) / 1e3,
         static_cast<double>(event.end_ns - event.begin_ns) / 1e3, name(event.tag.kind),
         event.tag.index, event.bytes);

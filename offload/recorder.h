@@ -35,9 +35,9 @@ class Recorder final : public TrafficSink {
   int64_t waited_ns(std::string_view label) const;
 
   uint64_t dropped_events() const;
-  // Chrome trace format (JSON object with "traceEvents"), one lane a queue or engine. Call while
-  // nothing records. Throws IoError.
-  void write_trace(const std::string& path) const;
+  // Chrome trace format (JSON object with "traceEvents"), one lane a queue or engine, the rank as
+  // process, so that ranks' traces can be merged. Call while nothing records. Throws IoError.
+  void write_trace(const std::string& path, int rank = 0) const;
 
  private:
   struct WaitCounter {

@@ -35,11 +35,13 @@ struct TrainOptions {
   std::optional<uint64_t> seed;
 };
 
-// Set by the first SIGINT or SIGTERM: the step under way is finished. A second one ends at once.
-std::atomic<bool> stop_requested = false;
+// Why training ends with the step under way; the largest of all ranks' counts.
+enum StopReason : int { kGoOn, kTimeIsUp, kInterrupted };
+std::atomic<int> stop_reason = kGoOn;
 
+// The first SIGINT or SIGTERM; a second one ends at once.
 extern "C" void request_stop(int signal_number) {
-  stop_requested.store(true);
+  stop_reason.store(kInterrupted);
   std::signal(signal_number, SIG_DFL);
 }
 
@@ -74,15 +76,15 @@ class Training {
     engine_options.micro_batch = {config_.micro_batch, sequence_};
     engine_options.keep_trace = !options_.trace.empty();
     engine_options.log = speaks() ? &log_ : nullptr;
+    engine_options.data_hash = corpus_.hash();
+    engine_options.stop = &stop_reason;
+    baselines_ = ngram_baselines(corpus_);  // before ranks begin to wait for each other
     Engine engine(models::gpt2(gpt2_), config_, world_, engine_options);
     if (speaks()) introduce(engine);
-    train(engine);
-    const double validation = validate(engine);
+    const bool interrupted = train(engine);
     say("{}", totals_.table(engine.plan()));
-    say("validation loss {:.4f} nats/byte at step {} (unigram {:.4f}, bigram {:.4f}, trigram "
-        "{:.4f})\n",
-        validation, engine.step(), baselines_.unigram, baselines_.bigram, baselines_.trigram);
-    if (options_.sample > 0) print_sample(engine);
+    // A launcher that was interrupted kills its ranks soon.
+    if (!interrupted) judge(engine);
     if (!options_.trace.empty()) {
       engine.write_trace(trace_path(world_.rank));
       say("trace: {} (open it in ui.perfetto.dev)\n", options_.trace);
@@ -130,7 +132,6 @@ class Training {
     fmt::print("data: {} files ({} duplicates dropped), {} bytes to train on, {} held out\n",
                corpus_.files(), corpus_.duplicate_files(), corpus_.train().size(),
                corpus_.validation().size());
-    baselines_ = ngram_baselines(corpus_);
     fmt::print(
         "baselines on the held-out bytes, nats/byte: unigram {:.4f}, bigram {:.4f}, trigram "
         "{:.4f}\n",
@@ -138,7 +139,17 @@ class Training {
     std::fflush(stdout);
   }
 
-  void train(Engine& engine) {
+  // Validation and sample.
+  void judge(Engine& engine) {
+    const double validation = validate(engine);
+    say("validation loss {:.4f} nats/byte at step {} (unigram {:.4f}, bigram {:.4f}, trigram "
+        "{:.4f})\n",
+        validation, engine.step(), baselines_.unigram, baselines_.bigram, baselines_.trigram);
+    if (options_.sample > 0) print_sample(engine);
+  }
+
+  // Whether it was interrupted.
+  bool train(Engine& engine) {
     TextSampler sampler(corpus_, sequence_, config_.seed, world_);
     std::vector<OwnedBatch> batches(static_cast<size_t>(config_.accumulation_steps));
     for (OwnedBatch& batch : batches) batch.shape = {config_.micro_batch, sequence_};
@@ -147,16 +158,20 @@ class Training {
     Progress progress({options_.steps, options_.max_seconds, in_place});
     double trained_seconds = 0;  // without validation
     int64_t skipped_in_a_row = 0;
-    while (engine.step() < options_.steps) {
-      // Ranks stop together: signals and clocks are each rank's own.
-      if (engine.any_rank(stop_requested || trained_seconds >= options_.max_seconds)) break;
+    int stop = kGoOn;
+    while (engine.step() < options_.steps && stop == kGoOn) {
       std::vector<Batch> views;
       for (OwnedBatch& batch : batches) {
         sampler.next(batch);
         views.push_back(batch.view());
       }
       const StepResult result = engine.train_step(views);
+      stop = result.stop;
       trained_seconds += result.seconds;
+      if (trained_seconds >= options_.max_seconds) {
+        int reason = kGoOn;
+        stop_reason.compare_exchange_strong(reason, kTimeIsUp);
+      }
       totals_.add(result);
       metrics_.write(result);
       if (speaks()) progress.show(result);
@@ -174,7 +189,8 @@ class Training {
       }
     }
     progress.finish();
-    if (engine.any_rank(stop_requested)) say("stopped after step {}\n", engine.step());
+    if (stop == kInterrupted) say("stopped after step {}\n", engine.step());
+    return stop == kInterrupted;
   }
 
   double validate(Engine& engine) {
@@ -229,7 +245,7 @@ void add_train(CLI::App& app) {
       ->check(CLI::PositiveNumber);
   command
       ->add_option("--max-seconds", options->max_seconds,
-                   "Stop after the step that passes this many seconds of training")
+                   "Stop when this many seconds of training have passed")
       ->check(CLI::PositiveNumber);
   command
       ->add_option("--sequence", options->sequence,
@@ -251,7 +267,8 @@ void add_train(CLI::App& app) {
                       "Seed of initial values and data order, over the configuration's");
   command->footer(
       "Under mpirun or srun each process is a rank, and rank 0 prints.\n"
-      "Ctrl-C finishes the step under way and closes with the tables; a second one ends at once.\n"
+      "Ctrl-C finishes the step under way on all ranks and closes with the tables; a second one "
+      "ends at once.\n"
       "Example: strata train --model gpt2.json --config ds_config.json --data texts/ --steps 500");
   command->callback([options] {
     std::signal(SIGINT, request_stop);

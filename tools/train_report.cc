@@ -57,6 +57,7 @@ void MetricsFile::write(const StepResult& r) {
   json["exposed"] = {{"gather", r.exposed.gather},
                      {"grad_buffer", r.exposed.grad_buffer},
                      {"landing", r.exposed.landing},
+                     {"ranks", r.exposed.ranks},
                      {"nvme", r.exposed.nvme}};
   json["moved"] = by_link(r.moved);
   for (Tier tier : kTiers) {
@@ -122,14 +123,15 @@ void RunTotals::add(const StepResult& r) {
   exposed_.gather += r.exposed.gather;
   exposed_.grad_buffer += r.exposed.grad_buffer;
   exposed_.landing += r.exposed.landing;
+  exposed_.ranks += r.exposed.ranks;
   exposed_.nvme += r.exposed.nvme;
   for (size_t link = 0; link < kLinkCount; ++link) moved_[link] += r.moved[link];
   peak_ = r.peak;
 }
 
 std::string RunTotals::table(const PlanSummary& plan) const {
-  std::string out =
-      fmt::format("{:<8} {:>12} {:>12} {:>12}\n", "tier", "peak MiB", "plan MiB", "budget MiB");
+  std::string out = plan.ranks == 1 ? "" : fmt::format("rank {} of {}:\n", plan.rank, plan.ranks);
+  out += fmt::format("{:<8} {:>12} {:>12} {:>12}\n", "tier", "peak MiB", "plan MiB", "budget MiB");
   for (Tier tier : kTiers) {
     const auto i = static_cast<size_t>(tier);
     if (plan.needed_bytes[i] == 0) continue;
@@ -148,12 +150,12 @@ std::string RunTotals::table(const PlanSummary& plan) const {
   out += fmt::format(
       "\nmean step {:.1f} ms: forward {:.1f}, backward {:.1f}, step {:.1f}\n"
       "stood still a step: compute for parameters {:.1f} ms, for gradient buffers {:.1f}, the step "
-      "for landing gradients {:.1f}, updates for nvme {:.1f}\n"
+      "for landing gradients {:.1f} and for other ranks {:.1f}, updates for nvme {:.1f}\n"
       "{} steps, {} skipped, {} tokens, {:.0f} tokens/s\n",
       seconds_ / steps * 1e3, phases_.forward / steps * 1e3, phases_.backward / steps * 1e3,
       phases_.step / steps * 1e3, exposed_.gather / steps * 1e3, exposed_.grad_buffer / steps * 1e3,
-      exposed_.landing / steps * 1e3, exposed_.nvme / steps * 1e3, steps_, skipped_, tokens_,
-      seconds_ > 0 ? static_cast<double>(tokens_) / seconds_ : 0.0);
+      exposed_.landing / steps * 1e3, exposed_.ranks / steps * 1e3, exposed_.nvme / steps * 1e3,
+      steps_, skipped_, tokens_, seconds_ > 0 ? static_cast<double>(tokens_) / seconds_ : 0.0);
   return out;
 }
 

@@ -6,6 +6,8 @@
 // queue on which a peer was lost is poisoned with the CommError that names it, on every rank the
 // same one. Ranks that make different calls end the run too.
 //
+// After a CommError over MPI the process cannot make another communicator.
+//
 // Two transports: ranks as threads of one process (`local`), and processes under MPI (`mpi`). Both
 // move the same bytes and give the same bits.
 #pragma once

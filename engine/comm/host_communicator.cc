@@ -1,7 +1,5 @@
 #include "engine/comm/host_communicator.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -53,8 +51,8 @@ void HostCommunicator::reduce_scatter(const ReduceScatterSpans& spans, const Tra
 
 void HostCommunicator::exchange(std::span<const std::byte> mine, std::span<std::byte> all) {
   require(all.size() == mine.size() * size(), "exchange: `all` has room for every rank's `mine`");
-  const TrafficTag tag = {StateKind::other, -1, ""};
-  enqueue({.call = {Verb::exchange, tag.label, mine.size()},
+  const TrafficTag tag = {StateKind::other, -1, "exchange"};
+  enqueue({.call = {Verb::exchange, "", mine.size()},
            .give = mine.data(),
            .take = all.data(),
            .take_stride = mine.size()},

@@ -65,7 +65,18 @@ MpiProcess::~MpiProcess() {
   if (ours_to_finalize_ && unfinished_transports_ == 0 && finalized == 0) MPI_Finalize();
 }
 
+void MpiProcess::end_transport(bool in_order) {
+  if (in_order) {
+    --unfinished_transports_;
+  } else {
+    failed_ = true;
+  }
+}
+
 int MpiProcess::begin_transport() {
+  if (failed_) {
+    throw CommError("a run of this process has failed, and MPI cannot begin another: start anew");
+  }
   ++unfinished_transports_;
   return transports_++ % max_tag_;
 }

@@ -22,9 +22,11 @@ class MpiProcess {
 
   // Between the two a transport lives. Finalizing waits for the other processes, so it is left out
   // when a transport was not left in order: where a peer is lost it would wait for ever.
-  // begin_transport() gives the transport a message tag of its own, the same on all ranks.
+  // begin_transport() gives the transport a message tag of its own, the same on all ranks. Throws
+  // CommError once a transport has ended out of order: MPI may still be moving what it had under way,
+  // into memory that is gone.
   int begin_transport();
-  void end_transport_in_order() { --unfinished_transports_; }
+  void end_transport(bool in_order);
 
  private:
   MpiProcess();
@@ -38,6 +40,7 @@ class MpiProcess {
   int max_tag_ = 0;
   std::atomic<int> transports_ = 0;
   std::atomic<int> unfinished_transports_ = 0;
+  std::atomic<bool> failed_ = false;  // a transport ended out of order
 };
 
 }  // namespace strata::engine

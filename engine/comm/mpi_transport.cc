@@ -182,7 +182,7 @@ class MpiTransport final : public Transport {
   }
 
   ~MpiTransport() override {
-    if (!watch_->failed()) process_.end_transport_in_order();
+    process_.end_transport(/*in_order=*/!watch_->failed());
     watch_->leave(trades_);
   }
 

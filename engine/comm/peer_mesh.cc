@@ -57,7 +57,8 @@ uint32_t ip_of_interface() {
                                   kInterfaceVariable, wanted));
   }
   throw ConfigError(fmt::format(
-      "no network interface with an IPv4 address to meet the other machines' ranks: set {}",
+      "no network interface with an IPv4 address to meet the other machines' ranks: set {} to the "
+      "name of one",
       kInterfaceVariable));
 }
 

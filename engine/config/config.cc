@@ -55,7 +55,7 @@ class Resolver {
                       "\"gradient_accumulation_steps\" {} x world size {} = {}: change one of them",
                       *train, *micro, *steps, world, product));
     }
-    config_.train_batch = *train;
+    config_.world_size = world_size_;
     config_.micro_batch = *micro;
     config_.accumulation_steps = *steps;
   }

@@ -1,4 +1,5 @@
 #include <fmt/format.h>
+#include <xxhash.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -110,6 +111,11 @@ TextCorpus TextCorpus::from_path(const std::string& path, int64_t sequence) {
   corpus.train_.assign(joined.begin(), split);
   corpus.validation_.assign(split, joined.end());
   return corpus;
+}
+
+uint64_t TextCorpus::hash() const {
+  const uint64_t seed = XXH3_64bits(validation_.data(), validation_.size());
+  return XXH3_64bits_withSeed(train_.data(), train_.size(), seed);
 }
 
 std::vector<OwnedBatch> validation_batches(const TextCorpus& corpus, BatchShape shape,

@@ -25,9 +25,9 @@ Model gpt2(const Gpt2Config& config) {
   }
   model.layers.push_back(std::make_shared<Gpt2Head>(config));
   model.description = fmt::format(
-      "GPT-2, {} layers, {} channels, {} heads, vocabulary {}, {:.1f} M "
+      "GPT-2, {} layers, {} channels, {} heads, vocabulary {}, layer norm epsilon {}, {:.1f} M "
       "parameters",
-      config.n_layer, config.n_embd, config.n_head, config.vocab_size,
+      config.n_layer, config.n_embd, config.n_head, config.vocab_size, config.layer_norm_epsilon,
       static_cast<double>(model.num_parameters()) / 1e6);
   return model;
 }

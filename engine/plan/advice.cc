@@ -50,6 +50,11 @@ std::vector<Change> possible_changes(const PlanInput& input) {
     add(fmt::format("train_micro_batch_size_per_gpu = {}", half),
         [half](Change& change) { change.micro_batch.batch = half; });
   }
+  if (input.world.size > 1) {
+    const int64_t least = kGrainNumel * input.world.size;
+    add(fmt::format("zero_optimization.reduce_bucket_size = {}", least),
+        [least](Change& change) { change.config.reduce_bucket_numel = least; });
+  }
   if (input.config.sub_group_numel > kGrainNumel) {
     const int64_t half =
         std::max(kGrainNumel, input.config.sub_group_numel / 2 / kGrainNumel * kGrainNumel);

@@ -20,8 +20,10 @@ std::optional<Tier> PlanSummary::over_budget() const {
 }
 
 std::string to_string(const PlanSummary& plan) {
-  std::string out = fmt::format("plan: {} parameters, {:.1f} MiB of training state\n",
-                                plan.parameters, mib(plan.training_state_bytes));
+  const std::string whose =
+      plan.ranks == 1 ? "" : fmt::format(" on rank {} of {}", plan.rank, plan.ranks);
+  std::string out = fmt::format("plan: {} parameters, {:.1f} MiB of training state{}\n",
+                                plan.parameters, mib(plan.training_state_bytes), whose);
   for (Tier tier : kTiers) {
     const auto i = static_cast<size_t>(tier);
     if (plan.needed_bytes[i] == 0) continue;

@@ -48,6 +48,12 @@ void check_config(const PlanInput& input) {
     throw ConfigError(fmt::format("rank {} is not in a world of {}: ranks count from 0",
                                   input.world.rank, input.world.size));
   }
+  if (config.world_size != input.world.size) {
+    throw ConfigError(
+        fmt::format("the configuration divides its batch among {} ranks and there are {}: give "
+                    "Config::from_file the world's size",
+                    config.world_size, input.world.size));
+  }
   if (input.model.layers.empty()) throw ConfigError("the model has no layers: give it one");
   if (config.accumulation_steps < 1 || config.accumulation_steps > kMaxAccumulationSteps) {
     throw ConfigError(fmt::format("gradient_accumulation_steps is {}: use 1 to {}",
@@ -318,7 +324,7 @@ class Planner {
     add(Tier::host, StateKind::other, reserved::kTransfer,
         static_cast<uint64_t>(2 * plan_.transfer_grains *
                               plan_.state.grain_bytes(StateKind::master)));
-    if (plan_.state.uses_nvme() && plan_.state.slots > 1) {
+    if (plan_.commits()) {
       const offload::SlotLayout slots(plan_.state.sub_groups, plan_.state.slots);
       const uint64_t journal = offload::SlotStore::journal_bytes(slots);
       add(Tier::host, StateKind::other, reserved::kJournalRecord, journal / 2);
@@ -416,9 +422,8 @@ class Planner {
     uint64_t& nvme_read = summary.step_traffic[static_cast<size_t>(Activity::nvme_read)];
     uint64_t& nvme_write = summary.step_traffic[static_cast<size_t>(Activity::nvme_write)];
     d2h += static_cast<uint64_t>(plan_.state.grad.range(Tier::device).grains()) * sizeof(double);
-    const bool commits = plan_.state.uses_nvme() && plan_.state.slots > 1;
     comm += static_cast<uint64_t>(input_.world.size - 1) *
-            (kStepSums + (commits ? kCommitSums : 0)) * sizeof(double);
+            (kStepDoubles + (plan_.commits() ? kCommitDoubles : 0)) * sizeof(double);
     const offload::SlotLayout slots(plan_.state.sub_groups, plan_.state.slots);
     for (const offload::SubGroup& group : plan_.state.sub_groups) {
       const uint64_t extent = slots.extent(group.index, 0).bytes;
@@ -434,6 +439,8 @@ class Planner {
 
   void summarize() {
     PlanSummary& summary = plan_.summary;
+    summary.rank = input_.world.rank;
+    summary.ranks = input_.world.size;
     summary.parameters = plan_.layout.parameter_count();
     const auto grains = static_cast<uint64_t>(plan_.layout.trainable_grains());
     summary.training_state_bytes = 0;

@@ -63,14 +63,17 @@ struct Plan {
   uint64_t landing_bytes = 0;         // one of two buffers for gradients on their way to the host
   int64_t transfer_grains = 0;        // room of the buffer behind initialization and digests
 
+  // Whether each step's state becomes durable before the next one starts.
+  bool commits() const { return state.uses_nvme() && state.slots > 1; }
+
   // Of the gradients that land: summed over ranks they are fp32, a single rank's are as computed.
   DType landed_dtype() const { return layout.world_size() > 1 ? DType::fp32 : state.param_dtype; }
 };
 
-// Doubles that ranks exchange in a step: the loss and the sum of squares; and when a generation is
-// durable everywhere.
-inline constexpr uint64_t kStepSums = 2;
-inline constexpr uint64_t kCommitSums = 1;
+// Doubles that ranks exchange in a step: the loss, the sum of squares and whether to stop; and when
+// a generation is durable everywhere.
+inline constexpr uint64_t kStepDoubles = 3;
+inline constexpr uint64_t kCommitDoubles = 1;
 
 // Names of the reservations that the runtime claims itself; the rest belong to offload.
 namespace reserved {

@@ -8,11 +8,13 @@
 
 namespace strata::engine {
 
-uint64_t fingerprint(const Model& model, const Config& config, const Plan& plan) {
+uint64_t fingerprint(const Model& model, const Config& config, const Plan& plan,
+                     uint64_t data_hash) {
   std::string text;
   const auto add = [&](const auto&... values) {
     ((fmt::format_to(std::back_inserter(text), "{} ", values)), ...);
   };
+  add(model.description, data_hash, plan.commits());
   for (const auto& layer : model.layers) {
     add(layer->name());
     for (const Parameter& p : layer->parameters()) {

@@ -9,9 +9,11 @@
 
 namespace strata::engine {
 
-// A hash of what decides the numbers and the order of collectives: the model's parameters, the
-// batch, the optimizer and its schedule, the gathers and reductions of a step. Placement, budgets
-// and threads may differ from rank to rank.
-uint64_t fingerprint(const Model& model, const Config& config, const Plan& plan);
+// A hash of what decides the numbers and the order of collectives: the model's description and
+// parameters, the batch, the optimizer and its schedule, the gathers, reductions and commits of a
+// step, and the data. Budgets and threads may differ from rank to rank, and placement as far as it
+// does not decide whether steps are committed.
+uint64_t fingerprint(const Model& model, const Config& config, const Plan& plan,
+                     uint64_t data_hash);
 
 }  // namespace strata::engine

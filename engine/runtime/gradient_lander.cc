@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "strata/clock.h"
+#include "strata/wait_scope.h"
 
 namespace strata::engine {
 namespace {
@@ -172,21 +172,16 @@ double GradientLander::finish(TrafficSink& traffic) {
   const auto device_grains =
       static_cast<size_t>(parts_.state.spec().grad.range(Tier::device).grains());
   parts_.compute.synchronize();
-  TrafficRecord wait;
-  wait.activity = Activity::wait;
-  wait.tag = {StateKind::grad, -1, kLandingWaitLabel};
-  wait.lane = "driver";
-  wait.begin_ns = now_ns();
-  parts_.comm_queue.synchronize();
-  if (device_grains > 0) {
-    parts_.copy_out.copy(host_sums_.data(), device_sums_.data(), device_grains * sizeof(double),
-                         CopyDirection::device_to_host, {StateKind::other, -1, "gradient norms"});
+  {
+    const WaitScope wait(traffic, {StateKind::grad, -1, kLandingWaitLabel}, "driver");
+    parts_.comm_queue.synchronize();
+    if (device_grains > 0) {
+      parts_.copy_out.copy(host_sums_.data(), device_sums_.data(), device_grains * sizeof(double),
+                           CopyDirection::device_to_host, {StateKind::other, -1, "gradient norms"});
+    }
+    parts_.copy_out.synchronize();
+    parts_.host.synchronize();
   }
-  parts_.copy_out.synchronize();
-  parts_.host.synchronize();
-  wait.end_ns = now_ns();
-  traffic.record(wait);
-
   const double* sums = host_sums_.as<double>();
   double total = 0;
   for (int64_t grain = 0; grain < plan_.layout.trainable_grains(); ++grain) total += sums[grain];

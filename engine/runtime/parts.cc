@@ -4,7 +4,6 @@
 #include <sched.h>
 
 #include <algorithm>
-#include <thread>
 
 #include "kernels/device/cuda_device.h"
 #include "strata/error.h"
@@ -17,8 +16,7 @@ int thread_count(int asked, const World& world) {
   CPU_ZERO(&allowed);
   if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return 1;
   const int cores = CPU_COUNT(&allowed);
-  const bool bound = cores < static_cast<int>(std::thread::hardware_concurrency());
-  return std::max(1, bound && world.group == nullptr ? cores : cores / world.local_size);
+  return std::max(1, world.bound ? cores : cores / world.local_size);
 }
 
 HostDeviceOptions host_options(const Config& config, const Disturbance& disturbance) {

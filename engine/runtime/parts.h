@@ -26,7 +26,7 @@ struct Disturbance {
 };
 
 // Threads for `asked`, 0 meaning every core that this process may run on: its share of them, where
-// the launcher has not bound the machine's ranks to cores of their own.
+// the machine's ranks have none of their own.
 int thread_count(int asked, const World& world);
 
 HostDeviceOptions host_options(const Config& config, const Disturbance& disturbance);

@@ -5,16 +5,19 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "engine/runtime/fingerprint.h"
 #include "engine/runtime/lr_schedule.h"
 #include "strata/clock.h"
+#include "strata/wait_scope.h"
 
 namespace strata::engine {
 namespace {
 
 constexpr size_t kTraceEvents = 1 << 20;
 constexpr size_t kPumpRequests = 256;
+constexpr const char* kRanksWaitLabel = "step waits for other ranks";
 
 double seconds(int64_t ns) { return static_cast<double>(ns) * 1e-9; }
 
@@ -27,8 +30,11 @@ Runtime::Runtime(Model model, const Config& config, const World& world,
       world_(world),
       shape_{options.micro_batch.batch > 0 ? options.micro_batch.batch : config.micro_batch,
              options.micro_batch.sequence},
+      data_hash_(options.data_hash),
+      stop_(options.stop),
       log_(options.log != nullptr ? *options.log : silent_),
-      recorder_(options.keep_trace ? kTraceEvents : 0) {
+      recorder_(options.keep_trace ? kTraceEvents : 0),
+      of_ranks_(kStepDoubles * static_cast<size_t>(world.size)) {
   const int compute_threads = thread_count(config_.compute_threads, world_);
   device_ = make_device(config_, disturbance, recorder_, log_);
   compute_ = device_->create_queue({"compute", compute_threads});
@@ -94,30 +100,24 @@ Runtime::~Runtime() {
 }
 
 void Runtime::compare_with_peers() {
-  const uint64_t mine = fingerprint(model_, config_, *plan_);
+  const uint64_t mine = fingerprint(model_, config_, *plan_, data_hash_);
   std::vector<uint64_t> all(static_cast<size_t>(world_.size));
   comm_->exchange(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(all)));
   for (size_t rank = 0; rank < all.size(); ++rank) {
     if (all[rank] == all[0]) continue;
     throw ConfigError(
-        fmt::format("rank {} runs another model, batch or configuration than rank 0: start all "
+        fmt::format("rank {} has another model, configuration or data than rank 0: start all "
                     "ranks with the same files and options",
                     rank));
   }
 }
 
-template <size_t kCount>
-std::array<double, kCount> Runtime::sum_over_ranks(const std::array<double, kCount>& mine) {
-  std::vector<std::array<double, kCount>> all(static_cast<size_t>(world_.size));
-  comm_->exchange(std::as_bytes(std::span(mine)), std::as_writable_bytes(std::span(all)));
-  std::array<double, kCount> sums = {};
-  for (const auto& of_rank : all) {
-    for (size_t i = 0; i < kCount; ++i) sums[i] += of_rank[i];
-  }
-  return sums;
+std::span<const double> Runtime::of_all_ranks(std::span<const double> mine) {
+  const std::span all = std::span(of_ranks_).first(mine.size() * static_cast<size_t>(world_.size));
+  const WaitScope wait(recorder_, {StateKind::other, -1, kRanksWaitLabel}, "driver");
+  comm_->exchange(std::as_bytes(mine), std::as_writable_bytes(all));
+  return all;
 }
-
-bool Runtime::any_rank(bool mine) { return sum_over_ranks(std::array{mine ? 1.0 : 0.0})[0] > 0; }
 
 void Runtime::make_store(const Disturbance& disturbance) {
   io::IoEngine::Options engine_options;
@@ -258,8 +258,12 @@ void Runtime::execute(const Program& program, bool training) {
         lander_->land(action.unit, action.micro_batch == 0, action.micro_batch == last_micro_batch);
         break;
     }
-    if (!config_.overlap) compute_->synchronize();
+    if (!config_.overlap) finish_all();
   }
+}
+
+void Runtime::finish_all() {
+  for (const auto& queue : {&compute_, &comm_queue_, &copy_out_, &host_}) (*queue)->synchronize();
 }
 
 // Adds the time since the last mark, on the compute queue, to a phase.
@@ -296,8 +300,15 @@ StepResult Runtime::train_step(std::span<const Batch> micro_batches) {
   const double losses = read_losses(micro_batches.size());
   const double squares = lander_->finish(recorder_);
   const int64_t step_begin = now_ns();
-  const auto [loss_sum, sum_of_squares] = sum_over_ranks(std::array{losses, squares});
-  result.loss = loss_sum / static_cast<double>(config_.accumulation_steps * world_.size);
+  const double stop = stop_ != nullptr ? stop_->load() : 0;
+  const auto of_ranks = of_all_ranks(std::array{losses, squares, stop});
+  double sum_of_squares = 0;
+  for (size_t at = 0; at < of_ranks.size(); at += kStepDoubles) {
+    result.loss += of_ranks[at];
+    sum_of_squares += of_ranks[at + 1];
+    result.stop = std::max(result.stop, static_cast<int>(of_ranks[at + 2]));
+  }
+  result.loss /= static_cast<double>(config_.accumulation_steps * world_.size);
   update(result, sum_of_squares);
 
   if (!result.skipped) check_traffic(moved_before, plan_->summary.step_traffic);
@@ -310,6 +321,7 @@ StepResult Runtime::train_step(std::span<const Batch> micro_batches) {
   result.exposed.gather -= exposed_before.gather;
   result.exposed.grad_buffer -= exposed_before.grad_buffer;
   result.exposed.landing -= exposed_before.landing;
+  result.exposed.ranks -= exposed_before.ranks;
   result.exposed.nvme -= exposed_before.nvme;
   result.moved = moved();
   for (size_t link = 0; link < kLinkCount; ++link) result.moved[link] -= moved_before[link];
@@ -321,6 +333,7 @@ StepResult::Exposed Runtime::exposed() const {
   return {seconds(recorder_.waited_ns(ParameterWindow::kWaitLabel)),
           seconds(recorder_.waited_ns(GradientLander::kSlotWaitLabel)),
           seconds(recorder_.waited_ns(GradientLander::kLandingWaitLabel)),
+          seconds(recorder_.waited_ns(kRanksWaitLabel)),
           seconds(recorder_.waited_ns(offload::OptimizerPipeline::kWaitLabel))};
 }
 
@@ -378,72 +391,21 @@ void Runtime::update(StepResult& result, double sum_of_squares) {
   optimizer_->begin_step(step_ + 1, result.lr, scale);
   for (const offload::SubGroup& group : plan_->state.sub_groups) pipeline_->submit(group.index);
   pipeline_->drain();
-  if (plan_->state.slots > 1 && store_ != nullptr) {
-    TrafficRecord wait;
-    wait.activity = Activity::wait;
-    wait.tag = {StateKind::master, -1, offload::OptimizerPipeline::kWaitLabel};
-    wait.lane = "driver";
-    wait.begin_ns = now_ns();
-    pipeline_->settle();
-    const int64_t payload = step_ + 1;
-    store_->commit(std::as_bytes(std::span(&payload, 1)));
-    any_rank(false);  // nobody writes over the generation before until all have this one
-    wait.end_ns = now_ns();
-    recorder_.record(wait);
-  }
+  if (plan_->commits()) commit();
   ++step_;
 }
 
-double Runtime::evaluate(const Batch& batch) {
-  const LinkBytes moved_before = moved();
-  upload_tokens({&batch, 1});
-  execute(plan_->evaluate, /*training=*/false);
-  const double loss = read_losses(1);
-  check_traffic(moved_before, plan_->summary.evaluate_traffic);
-  return loss;
-}
-
-double Runtime::evaluate(std::span<const Batch> micro_batches) {
-  check_batches(micro_batches, micro_batches.size());
-  settle();
-  double sum = 0;
-  double counted = 0;
-  for (const Batch& batch : micro_batches) {
-    const auto targets = static_cast<double>(std::count_if(
-        batch.targets.begin(), batch.targets.end(), [](int32_t target) { return target >= 0; }));
-    sum += evaluate(batch) * targets;
-    counted += targets;
+// Nobody starts the next step, which writes over the generation before, until all ranks have this
+// one.
+void Runtime::commit() {
+  {
+    const WaitScope wait(recorder_, {StateKind::master, -1, offload::OptimizerPipeline::kWaitLabel},
+                         "driver");
+    pipeline_->settle();
+    const int64_t payload = step_ + 1;
+    store_->commit(std::as_bytes(std::span(&payload, 1)));
   }
-  const auto [all_sum, all_counted] = sum_over_ranks(std::array{sum, counted});
-  return all_counted == 0 ? 0.0 : all_sum / all_counted;
-}
-
-std::vector<float> Runtime::next_token_scores(std::span<const int32_t> tokens) {
-  if (tokens.empty() || static_cast<int64_t>(tokens.size()) > shape_.sequence) {
-    throw ConfigError(
-        fmt::format("scores follow 1 to {} tokens; {} were given", shape_.sequence, tokens.size()));
-  }
-  const auto numel = static_cast<size_t>(shape_.tokens());
-  std::vector<int32_t> row(numel, 0);
-  std::copy(tokens.begin(), tokens.end(), row.begin());
-  const std::vector<int32_t> no_targets(numel, -1);
-  const Batch batch{shape_, row, no_targets};
-  check_batches({&batch, 1}, 1);
-  settle();
-  evaluate(batch);
-
-  const Action last{Action::Op::forward, static_cast<int>(model_.layers.size()) - 1};
-  const TensorView scores = model_.layers.back()->scores(layer_context(last, {}));
-  if (!scores) throw ConfigError("the model's last layer gives no scores");
-  const size_t row_bytes =
-      static_cast<size_t>(model_.vocab_size) * size_bytes(plan_->state.param_dtype);
-  copy_out_->copy(scores_readback_.data(), scores.as<std::byte>() + (tokens.size() - 1) * row_bytes,
-                  row_bytes, CopyDirection::device_to_host, {StateKind::other, -1, "scores"});
-  copy_out_->synchronize();
-  std::vector<float> values(static_cast<size_t>(model_.vocab_size));
-  ops::cast(values.data(), DType::fp32, scores_readback_.data(), plan_->state.param_dtype,
-            model_.vocab_size);
-  return values;
+  of_all_ranks(std::array{0.0});
 }
 
 std::vector<std::string> Runtime::description() const {

@@ -39,13 +39,14 @@ class Runtime {
           const Disturbance& disturbance);
   ~Runtime();
 
-  // Calls a verb of this run; when it throws here, the other ranks are told and end too.
+  // Calls a verb of this run; when it throws here, the other ranks, which may be waiting in it, are
+  // told and end too.
   template <typename Verb>
   auto together(const Verb& verb) {
     try {
       return verb();
     } catch (const std::exception& error) {
-      comm_->abort(error.what());
+      if (world_.size > 1) comm_->abort(error.what());
       throw;
     }
   }
@@ -53,14 +54,13 @@ class Runtime {
   StepResult train_step(std::span<const Batch> micro_batches);
   double evaluate(std::span<const Batch> micro_batches);
   std::vector<float> next_token_scores(std::span<const int32_t> tokens);
-  bool any_rank(bool mine);
-
   // Waits for all that the last step left under way; throws what failed.
   void settle();
   // Between steps, settled.
   StateAccess& state();
   std::string digest() { return state().digest(step_, /*loss_scale=*/1.0); }
   int64_t step() const { return step_; }
+  int rank() const { return world_.rank; }
   const Plan& plan() const { return *plan_; }
   const offload::Recorder& recorder() const { return recorder_; }
   std::vector<std::string> description() const;
@@ -76,9 +76,8 @@ class Runtime {
   void build(const Disturbance& disturbance);
   // Throws ConfigError when another rank runs another model or configuration.
   void compare_with_peers();
-  // Sums over ranks, in rank order.
-  template <size_t kCount>
-  std::array<double, kCount> sum_over_ranks(const std::array<double, kCount>& mine);
+  // Every rank's `mine`, in rank order; at most kStepDoubles of each. Holds until the next call.
+  std::span<const double> of_all_ranks(std::span<const double> mine);
   // Throws when other bytes moved since `before` than were planned.
   void check_traffic(const LinkBytes& before, const LinkBytes& planned) const;
   void check_batches(std::span<const Batch> batches, size_t expected) const;
@@ -96,11 +95,16 @@ class Runtime {
   StepResult::Exposed exposed() const;  // since the start
   LinkBytes moved() const;              // likewise
   void update(StepResult& result, double sum_of_squares);
+  void commit();
+  // Without overlap: one thing at a time.
+  void finish_all();
 
   const Model model_;
   const Config config_;
   const World world_;
   const BatchShape shape_;
+  const uint64_t data_hash_;
+  const std::atomic<int>* const stop_;
   NullLogSink silent_;
   LogSink& log_;
 
@@ -134,6 +138,7 @@ class Runtime {
   std::unique_ptr<offload::OptimizerPipeline> pipeline_;
 
   int64_t step_ = 0;
+  std::vector<double> of_ranks_;  // what an exchange brings
   Marks marks_;
 };
 

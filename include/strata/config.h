@@ -51,8 +51,8 @@ enum class RecomputeChoice : uint8_t {
 };
 
 struct Config {
-  // Batch; world_size * micro_batch * accumulation_steps == train_batch.
-  int64_t train_batch = 1;
+  // Batch: a step takes world_size * micro_batch * accumulation_steps rows.
+  int world_size = 1;  // ranks that it was divided among
   int64_t micro_batch = 1;
   int64_t accumulation_steps = 1;
 
@@ -95,10 +95,11 @@ struct Config {
   // Keys of the input that have no effect here, for the start-up lines.
   std::vector<std::string> no_effect_keys;
 
-  // Reads and checks a file or text for a world of `world_size` ranks. Throws ConfigError: one
-  // sentence that names the source, the key (or line and column) and what to change.
-  static Config from_file(const std::string& path, int world_size = 1);
-  static Config from_json(std::string_view text, const std::string& source, int world_size = 1);
+  // Reads and checks a file or text for a world of `world_size` ranks (World::size), among which
+  // the batch is divided. Throws ConfigError: one sentence that names the source, the key (or line
+  // and column) and what to change.
+  static Config from_file(const std::string& path, int world_size);
+  static Config from_json(std::string_view text, const std::string& source, int world_size);
 };
 
 // The option table as Markdown, for docs/configuration.md.

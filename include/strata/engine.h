@@ -1,12 +1,13 @@
 // The engine: trains a model whose state lives where the configuration says.
 //
-//   auto config = strata::Config::from_file("ds_config.json");
-//   strata::Engine engine(strata::models::gpt2(gpt2_config), config,
-//                         strata::World::from_environment());
+//   const auto world = strata::World::from_environment();
+//   const auto config = strata::Config::from_file("ds_config.json", world.size);
+//   strata::Engine engine(strata::models::gpt2(gpt2_config), config, world, options);
 //   for (...) strata::StepResult result = engine.train_step(micro_batches);
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -32,6 +33,7 @@ struct StepResult {
   double lr = 0;
   double loss_scale = 1;
   bool skipped = false;  // a gradient was not finite: the state is as before
+  int stop = 0;          // the largest Options::stop of all ranks: not 0, all should end here
   int64_t tokens = 0;
 
   double seconds = 0;
@@ -39,9 +41,10 @@ struct StepResult {
     double forward = 0, backward = 0, step = 0;
   } phases;
   // What stood still, and for how long: compute waiting for gathered parameters, compute waiting
-  // for a gradient buffer, the step waiting for landing gradients, the update waiting for nvme.
+  // for a gradient buffer, the step waiting for landing gradients, the step waiting for other
+  // ranks to have theirs, the update waiting for nvme.
   struct Exposed {
-    double gather = 0, grad_buffer = 0, landing = 0, nvme = 0;
+    double gather = 0, grad_buffer = 0, landing = 0, ranks = 0, nvme = 0;
   } exposed;
   LinkBytes moved = {};                        // by Activity: nvme_read, nvme_write, h2d, d2h, comm
   std::array<uint64_t, kTierCount> peak = {};  // bytes, by Tier, since the start
@@ -54,7 +57,7 @@ class Runtime;
 // One training run of one rank. Not thread-safe: one driver thread calls it.
 //
 // In a world of several ranks all of them make the same calls in the same order, each with its own
-// part of the data. A rank that dies, fails or does not come within
+// part of the data. A rank that dies, throws (for a wrong argument, too) or does not come within
 // Config::comm_timeout_s ends the run on all of them: their calls throw CommError naming it.
 class Engine {
  public:
@@ -62,10 +65,14 @@ class Engine {
     BatchShape micro_batch;   // shape of every micro-batch; batch 0: Config::micro_batch rows
     bool keep_trace = false;  // false: events are counted but not kept
     LogSink* log = nullptr;   // null: silent. Must outlive the engine
+    uint64_t data_hash = 0;   // of what else ranks must have in common: their training data
+    // A person's reasons to stop, not 0; read when a step's gradients have landed. Null: none ever.
+    // Must outlive the engine.
+    const std::atomic<int>* stop = nullptr;
   };
 
-  // Plans, allocates, and writes the initial state. Throws ConfigError, OutOfBudget, IoError or
-  // DeviceError before any training state of an earlier run is touched.
+  // Plans, allocates, and writes the initial state. Throws ConfigError, OutOfBudget, IoError,
+  // DeviceError or CommError before any training state of an earlier run is touched.
   Engine(Model model, const Config& config, const World& world, const Options& options);
   ~Engine();
   Engine(Engine&&) noexcept;
@@ -82,9 +89,6 @@ class Engine {
   // Scores (logits), one for each token of the vocabulary, of what follows `tokens`, 1 to a row of
   // them; ranks give the same ones. Throws ConfigError for others, and for a model without scores.
   std::vector<float> next_token_scores(std::span<const int32_t> tokens);
-
-  // Whether any rank says so; for decisions that ranks must take together, such as to stop.
-  bool any_rank(bool mine);
 
   // Hash of the training state (master, moments, parameters, loss scale, step) in logical order:
   // independent of placement, stage and world size. 32 hexadecimal digits.

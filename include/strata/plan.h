@@ -26,6 +26,8 @@ struct Reservation {
 using LinkBytes = std::array<uint64_t, kLinkCount>;  // by Activity: nvme_read .. comm
 
 struct PlanSummary {
+  int rank = 0;  // whose plan it is, of how many
+  int ranks = 1;
   int64_t parameters = 0;             // trainable and frozen, without padding
   uint64_t training_state_bytes = 0;  // parameters, gradients, master and moments of this rank
   std::vector<Reservation> reservations;

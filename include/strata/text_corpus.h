@@ -25,6 +25,8 @@ class TextCorpus {
   const std::vector<uint8_t>& validation() const { return validation_; }
   int64_t files() const { return files_; }
   int64_t duplicate_files() const { return duplicates_; }
+  // Of all bytes, to tell whether ranks read the same text.
+  uint64_t hash() const;
 
  private:
   std::vector<uint8_t> train_;

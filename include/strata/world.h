@@ -15,14 +15,15 @@ struct World {
   int size = 1;
   int local_rank = 0;  // among the ranks of this machine
   int local_size = 1;  // how many those are
+  bool bound = false;  // the launcher gave this rank cores of its own
   // Where ranks that are threads of this process meet; null where ranks are processes.
   std::shared_ptr<engine::LocalGroup> group = nullptr;
 
   // Reads what mpirun (OMPI_COMM_WORLD_RANK, _SIZE, _LOCAL_RANK, _LOCAL_SIZE), torchrun (RANK,
   // WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE) or Slurm's srun (SLURM_PROCID, SLURM_NTASKS,
-  // SLURM_LOCALID, SLURM_NTASKS_PER_NODE) set, in this order; one process when none did. Where the
-  // last one is not set, all ranks count as on this machine. Throws ConfigError where they make no
-  // sense.
+  // SLURM_LOCALID, SLURM_STEP_TASKS_PER_NODE) set, in this order; one process when none did. Where
+  // the last one is not set, all ranks count as on this machine. Throws ConfigError where they make
+  // no sense. Ranks are connected through MPI, which mpirun and srun --mpi=pmix start.
   static World from_environment();
 
   // `size` ranks within this process: give each to an engine on a thread of its own. For tests, and

@@ -24,7 +24,7 @@ std::string with_batch(const std::string& keys) {
   return R"({"train_micro_batch_size_per_gpu": 2)" + (keys.empty() ? "" : ", " + keys) + "}";
 }
 
-Config parse(const std::string& text) { return Config::from_json(text, "ds.json"); }
+Config parse(const std::string& text) { return Config::from_json(text, "ds.json", 1); }
 
 std::string error_of(const std::string& text, int world_size = 1) {
   try {
@@ -241,11 +241,11 @@ TEST(Config, MalformedJsonIsReportedWithLineAndColumn) {
 }
 
 TEST(Config, AFileThatCannotBeReadIsNamed) {
-  EXPECT_THAT([] { Config::from_file("/no/such/ds.json"); },
+  EXPECT_THAT([] { Config::from_file("/no/such/ds.json", 1); },
               testing::ThrowsMessage<ConfigError>(
                   "/no/such/ds.json: cannot be read (No such file or directory): name a file that "
                   "can"));
-  EXPECT_THAT([] { Config::from_file("/"); },
+  EXPECT_THAT([] { Config::from_file("/", 1); },
               testing::ThrowsMessage<ConfigError>("/: this is a directory: name a file"));
 }
 
@@ -253,7 +253,7 @@ TEST(Config, ABatchIsDividedAmongRanks) {
   const Config config = Config::from_json(R"({"train_batch_size": 12})", "ds.json", 3);
   EXPECT_EQ(config.micro_batch, 4);
   EXPECT_EQ(config.accumulation_steps, 1);
-  EXPECT_EQ(Config::from_json(with_batch(""), "ds.json", 4).train_batch, 8);
+  EXPECT_EQ(config.world_size, 3);
   EXPECT_EQ(error_of(R"({"train_batch_size": 7})", 2),
             "ds.json: \"train_batch_size\" is 7, but \"train_micro_batch_size_per_gpu\" 3 x "
             "\"gradient_accumulation_steps\" 1 x world size 2 = 6: change one of them");
@@ -261,7 +261,7 @@ TEST(Config, ABatchIsDividedAmongRanks) {
 
 TEST(Config, DefaultsAreDeepSpeedsWhereItHasThem) {
   const Config config = parse(with_batch(""));
-  EXPECT_EQ(config.train_batch, 2);
+  EXPECT_EQ(config.micro_batch, 2);
   EXPECT_EQ(config.accumulation_steps, 1);
   EXPECT_EQ(config.dtype, DType::fp32);
   EXPECT_EQ(config.gradient_clipping, 0);
@@ -287,7 +287,7 @@ class ConfigBatch : public testing::TestWithParam<BatchCase> {};
 
 TEST_P(ConfigBatch, AnyTwoGiveTheThird) {
   const Config config = parse(GetParam().keys);
-  EXPECT_EQ(config.train_batch, GetParam().train);
+  EXPECT_EQ(config.micro_batch * config.accumulation_steps, GetParam().train);
   EXPECT_EQ(config.micro_batch, GetParam().micro);
   EXPECT_EQ(config.accumulation_steps, GetParam().steps);
 }

@@ -2,8 +2,10 @@
 // writes, under forward, in the update, and behind the last step.
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "tests/engine/tiny_run.h"
 
@@ -50,6 +52,30 @@ TEST(DiskFailureTest, EndsTheRunWithAnIoErrorAtEveryTransfer) {
     ASSERT_LT(fail_at, 2000) << "a run of two steps ends";
   }
   EXPECT_EQ(places, (std::set<std::string>{"start", "step", "settle"}));
+}
+
+// A wrong argument is refused before any work, and loses nothing.
+TEST(WrongArgumentTest, LeavesTheEngineAsItWas) {
+  Engine::Options options;
+  const Config config = tiny_config();
+  options.micro_batch = {config.micro_batch, tiny_gpt2().n_positions};
+  const auto batches = tiny_batches(config.accumulation_steps, 5);
+  const auto digest_after = [&](const std::function<void(Engine&)>& refused) {
+    Engine engine = EngineTestAccess::make(models::gpt2(tiny_gpt2()), config, options, {});
+    engine.train_step(views(batches));
+    refused(engine);
+    engine.train_step(views(batches));
+    return engine.digest();
+  };
+  const std::string digest = digest_after([](Engine&) {});
+  const std::vector<int32_t> none;
+  const std::vector<float> one = {1.0f};
+  EXPECT_EQ(digest, digest_after([&](Engine& engine) {
+              EXPECT_THROW(engine.train_step({}), ConfigError);
+              EXPECT_THROW(engine.read_parameter("no such", StateKind::param), ConfigError);
+              EXPECT_THROW(engine.write_parameter("transformer.wte.weight", one), ConfigError);
+              EXPECT_THROW(engine.next_token_scores(none), ConfigError);
+            }));
 }
 
 }  // namespace

@@ -3,16 +3,21 @@
 #include <gtest/gtest.h>
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "tests/engine/local_ranks.h"
 #include "tests/engine/tiny_run.h"
 
 namespace strata {
 namespace {
 
+using testing_support::failures_of_ranks;
+using testing_support::for_world;
+using testing_support::of_rank;
 using testing_support::TemporaryDirectory;
 using testing_support::tiny_batches;
 using testing_support::tiny_config;
@@ -73,6 +78,14 @@ std::vector<std::string> names_of(const Model& model) {
   return names;
 }
 
+struct Place {
+  TierFractions param, state;
+};
+constexpr Place kPlaces[] = {{{1, 0, 0}, {1, 0, 0}},
+                             {{1, 0, 0}, {0, 0, 1}},
+                             {{0, 1, 0}, {0, 1, 0}},
+                             {{0.4, 0.6, 0}, {0.2, 0.3, 0.5}}};
+
 class FrozenParametersTest : public testing::Test {
  protected:
   FrozenParametersTest() {
@@ -80,16 +93,17 @@ class FrozenParametersTest : public testing::Test {
     config_.nvme_paths = {directory_.path()};
     config_.sub_group_numel = 3 * kGrainNumel;
   }
-  Engine make(const IsFrozen& is_frozen) const {
+  Engine make(const IsFrozen& is_frozen, const World& world = {}) const {
     Engine::Options options;
     options.micro_batch = {config_.micro_batch, tiny_gpt2().n_positions};
-    return Engine(partly_frozen(is_frozen), config_, World{}, options);
+    return Engine(partly_frozen(is_frozen), for_world(config_, world), world, options);
   }
-  void train(Engine& engine, int steps) const {
+  void train(Engine& engine, int steps, const World& world = {}) const {
     for (int step = 0; step < steps; ++step) {
-      const auto seed = static_cast<uint64_t>(step) + 100;
-      const auto batches = tiny_batches(config_.accumulation_steps, seed);
-      EXPECT_EQ(engine.train_step(views(batches)).moved, engine.plan().step_traffic);
+      const auto batches =
+          tiny_batches(config_.accumulation_steps * world.size, static_cast<uint64_t>(step) + 100);
+      const auto own = of_rank(views(batches), world);
+      EXPECT_EQ(engine.train_step(own).moved, engine.plan().step_traffic);
     }
   }
 
@@ -144,13 +158,9 @@ TEST_F(FrozenParametersTest, TakeNoStateBytes) {
 }
 
 TEST_F(FrozenParametersTest, TrainToTheSameBitsWhereverTheyLie) {
-  struct Place {
-    TierFractions param, state;
-  };
   std::string digest;
   std::vector<float> frozen;
-  for (const Place& place : {Place{{1, 0, 0}, {1, 0, 0}}, Place{{1, 0, 0}, {0, 0, 1}},
-                             Place{{0, 1, 0}, {0, 1, 0}}, Place{{0.4, 0.6, 0}, {0.2, 0.3, 0.5}}}) {
+  for (const Place& place : kPlaces) {
     config_.param = place.param;
     config_.optimizer_state.fill(place.state);
     Engine engine = make(is_some);
@@ -162,6 +172,36 @@ TEST_F(FrozenParametersTest, TrainToTheSameBitsWhereverTheyLie) {
     }
     EXPECT_EQ(engine.digest(), digest);
     EXPECT_EQ(now, frozen);
+  }
+}
+
+// Sharded, gathered, and read by name like the others; one state at each world size.
+TEST_F(FrozenParametersTest, AreDividedAmongRanks) {
+  config_.compute_threads = config_.optimizer_threads = 1;
+  Engine alone = make(is_some);
+  std::map<std::string, std::vector<float>> initial;
+  for (const std::string& name : names_) {
+    initial[name] = alone.read_parameter(name, StateKind::param);
+  }
+  for (const int ranks : {2, 3}) {
+    std::string first_digest;
+    for (const Place& place : kPlaces) {
+      config_.param = place.param;
+      config_.optimizer_state.fill(place.state);
+      std::vector<std::string> digests(static_cast<size_t>(ranks));
+      const auto failures = failures_of_ranks(ranks, [&](const World& world) {
+        Engine engine = make(is_some, world);
+        train(engine, 3, world);
+        for (const std::string& name : names_) {
+          if (!is_some(name)) continue;
+          EXPECT_EQ(engine.read_parameter(name, StateKind::param), initial.at(name)) << name;
+        }
+        digests[static_cast<size_t>(world.rank)] = engine.digest();
+      });
+      for (const std::string& failure : failures) EXPECT_EQ(failure, "");
+      if (first_digest.empty()) first_digest = digests[0];
+      for (const std::string& digest : digests) EXPECT_EQ(digest, first_digest);
+    }
   }
 }
 

@@ -35,7 +35,7 @@ class GoldenRanks : public testing::TestWithParam<std::tuple<Division, DType>> {
   }
 
   Engine make(const World& world, double lr) const {
-    Config config = tiny_config();
+    Config config = for_world(tiny_config(), world);
     config.micro_batch = division_.rows;
     config.accumulation_steps = division_.steps;
     config.dtype = dtype_;

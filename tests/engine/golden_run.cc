@@ -90,7 +90,7 @@ GoldenRun::GoldenRun(const Options& options) : engine_(make_engine(options)) {
 Engine GoldenRun::make_engine(const Options& options) {
   const GoldenInputs& inputs = golden_inputs();
   Config config = tiny_config();
-  config.micro_batch = config.train_batch = inputs.batches.front().shape.batch;
+  config.micro_batch = inputs.batches.front().shape.batch;
   config.accumulation_steps = 1;
   config.dtype = options.dtype;
   config.gradient_clipping = inputs.max_grad_norm;

@@ -199,7 +199,6 @@ TEST_F(PlacementTest, HoldsInFp32AndWithoutAccumulation) {
     Config base = config();
     base.dtype = dtype;
     base.accumulation_steps = 1;
-    base.train_batch = 2;
     const RunOutcome on_device = run_tiny(base, kSteps);
     base.param = kHost;
     base.optimizer_state.fill({0, 0.37, 0.63});

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <functional>
 #include <string>
 #include <vector>
@@ -17,6 +18,7 @@ namespace {
 using testing::AllOf;
 using testing::HasSubstr;
 using testing_support::failures_of_ranks;
+using testing_support::for_world;
 using testing_support::of_rank;
 using testing_support::run_tiny;
 using testing_support::RunOutcome;
@@ -148,7 +150,8 @@ TEST_P(WorldSizes, ShowTheSameModel) {
   const auto look = [&](const World& world) {
     Engine::Options options;
     options.micro_batch = {split.micro_batch, tiny_gpt2().n_positions};
-    Engine engine = EngineTestAccess::make(models::gpt2(tiny_gpt2()), split, options, {}, world);
+    Engine engine = EngineTestAccess::make(models::gpt2(tiny_gpt2()), for_world(split, world),
+                                           options, {}, world);
     Seen seen;
     seen.start = engine.read_parameter(name, StateKind::master);
     std::vector<float> values(seen.start.size());
@@ -187,7 +190,9 @@ TEST_P(WorldSizes, DivideTheTrainingState) {
     Engine::Options options;
     options.micro_batch = {2, tiny_gpt2().n_positions};
     plans[static_cast<size_t>(world.rank)] =
-        EngineTestAccess::make(models::gpt2(tiny_gpt2()), config(), options, {}, world).plan();
+        EngineTestAccess::make(models::gpt2(tiny_gpt2()), for_world(config(), world), options, {},
+                               world)
+            .plan();
   });
   // Each unit is padded to a grain a rank at most: 14 bytes an element of 4 units.
   const uint64_t padding = 4 * 18 * kGrainNumel;
@@ -199,12 +204,30 @@ TEST_P(WorldSizes, DivideTheTrainingState) {
   }
 }
 
+// A reason to stop on one rank reaches all, with the step under way.
+TEST(StoppingRanks, StopTogether) {
+  const TemporaryDirectory directory;
+  const auto failures = failures_of_ranks(3, [&](const World& world) {
+    const Config config = for_world(ranks_config(directory.path()), world);
+    std::atomic<int> stop = 0;
+    Engine::Options options;
+    options.micro_batch = {config.micro_batch, tiny_gpt2().n_positions};
+    options.stop = &stop;
+    Engine engine = EngineTestAccess::make(models::gpt2(tiny_gpt2()), config, options, {}, world);
+    const auto batches = tiny_batches(config.accumulation_steps, 5);
+    EXPECT_EQ(engine.train_step(views(batches)).stop, 0);
+    stop = world.rank == 2 ? 7 : world.rank;
+    EXPECT_EQ(engine.train_step(views(batches)).stop, 7);
+  });
+  for (const std::string& failure : failures) EXPECT_EQ(failure, "");
+}
+
 class FailingRanks : public testing::Test {
  protected:
   // Trains on three ranks; `misbehave` may do something else on rank 1 before its second step.
   std::vector<std::string> run(const std::function<void(Engine&)>& misbehave) const {
     return failures_of_ranks(3, [&](const World& world) {
-      const Config config = ranks_config(directory_.path());
+      const Config config = for_world(ranks_config(directory_.path()), world);
       Engine::Options options;
       options.micro_batch = {config.micro_batch, tiny_gpt2().n_positions};
       Engine engine = EngineTestAccess::make(models::gpt2(tiny_gpt2()), config, options, {}, world);
@@ -234,22 +257,56 @@ TEST_F(FailingRanks, EndTheOthersWhenTheyLeave) {
   for (const size_t rank : {0u, 2u}) EXPECT_THAT(failures[rank], HasSubstr("rank 1")) << rank;
 }
 
+struct Difference {
+  const char* name;
+  std::function<void(models::Gpt2Config&, Config&, Engine::Options&)> edit;
+};
+
+// What no shape of a parameter or a buffer would tell.
 TEST_F(FailingRanks, AreRefusedAtStartWhenTheyDisagree) {
+  using Gpt2 = models::Gpt2Config;
+  using Options = Engine::Options;
+  const std::vector<Difference> differences = {
+      {"lr", [](Gpt2&, Config& c, Options&) { c.optimizer.lr = 0.5; }},
+      {"seed", [](Gpt2&, Config& c, Options&) { c.seed = 8; }},
+      {"n_head", [](Gpt2& g, Config&, Options&) { g.n_head = 2; }},
+      {"epsilon", [](Gpt2& g, Config&, Options&) { g.layer_norm_epsilon = 1e-6f; }},
+      {"data", [](Gpt2&, Config&, Options& o) { o.data_hash = 5; }},
+      {"slots", [](Gpt2&, Config& c, Options&) { c.slots = 2; }},
+      {"batch", [](Gpt2&, Config&, Options& o) { o.micro_batch.batch = 1; }},
+  };
+  for (const Difference& difference : differences) {
+    const auto failures = failures_of_ranks(2, [&](const World& world) {
+      Config config = for_world(ranks_config(directory_.path()), world);
+      config.optimizer_state.fill({0, 0, 1});
+      models::Gpt2Config gpt2 = tiny_gpt2();
+      Engine::Options options;
+      options.micro_batch = {config.micro_batch, gpt2.n_positions};
+      if (world.rank == 1) difference.edit(gpt2, config, options);
+      EngineTestAccess::make(models::gpt2(gpt2), config, options, {}, world);
+    });
+    for (const std::string& failure : failures) {
+      EXPECT_THAT(failure, HasSubstr("rank 1 has another model, configuration or data"))
+          << difference.name;
+    }
+  }
+}
+
+TEST_F(FailingRanks, AreRefusedWhenTheBatchWasDividedAmongOthers) {
   const auto failures = failures_of_ranks(2, [&](const World& world) {
-    Config config = ranks_config(directory_.path());
-    if (world.rank == 1) config.optimizer.lr = 0.5;
     Engine::Options options;
-    options.micro_batch = {config.micro_batch, tiny_gpt2().n_positions};
+    options.micro_batch = {2, tiny_gpt2().n_positions};
+    const Config config = ranks_config(directory_.path());
     EngineTestAccess::make(models::gpt2(tiny_gpt2()), config, options, {}, world);
   });
   for (const std::string& failure : failures) {
-    EXPECT_THAT(failure, HasSubstr("rank 1 runs another model, batch or configuration"));
+    EXPECT_THAT(failure, HasSubstr("divides its batch among 1 ranks and there are 2"));
   }
 }
 
 TEST_F(FailingRanks, EndTheOthersAtStartToo) {
   const auto failures = failures_of_ranks(2, [&](const World& world) {
-    Config config = ranks_config(directory_.path());
+    Config config = for_world(ranks_config(directory_.path()), world);
     if (world.rank == 1) config.device_memory = 4096;
     Engine::Options options;
     options.micro_batch = {config.micro_batch, tiny_gpt2().n_positions};

@@ -20,7 +20,6 @@ Config tiny_config() {
   Config config;
   config.micro_batch = 2;
   config.accumulation_steps = 2;
-  config.train_batch = 4;
   config.dtype = DType::bf16;
   config.gradient_clipping = 0.5;
   config.optimizer.lr = 1e-3;
@@ -70,12 +69,17 @@ std::vector<Batch> views(const std::vector<OwnedBatch>& batches) {
   return result;
 }
 
+Config for_world(Config config, const World& world) {
+  config.world_size = world.size;
+  return config;
+}
+
 RunOutcome run_tiny(const Config& config, int steps, const engine::Disturbance& disturbance,
                     const World& world) {
   Engine::Options options;
   options.micro_batch = {config.micro_batch, tiny_gpt2().n_positions};
-  Engine engine =
-      EngineTestAccess::make(models::gpt2(tiny_gpt2()), config, options, disturbance, world);
+  Engine engine = EngineTestAccess::make(models::gpt2(tiny_gpt2()), for_world(config, world),
+                                         options, disturbance, world);
   const PlanSummary& plan = engine.plan();
   RunOutcome outcome;
   for (int step = 0; step < steps; ++step) {

@@ -30,6 +30,9 @@ models::Gpt2Config tiny_gpt2();
 // Everything on the device, 2 micro-batches of 2 rows, clipping that bites, bf16.
 Config tiny_config();
 
+// With its batch divided among a world's ranks.
+Config for_world(Config config, const World& world);
+
 // Seeded tokens and their successors.
 std::vector<OwnedBatch> tiny_batches(int64_t count, uint64_t seed);
 std::vector<Batch> views(const std::vector<OwnedBatch>& batches);

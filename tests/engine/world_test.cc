@@ -17,6 +17,7 @@ constexpr const char* kVariables[] = {"OMPI_COMM_WORLD_RANK",
                                       "OMPI_COMM_WORLD_SIZE",
                                       "OMPI_COMM_WORLD_LOCAL_RANK",
                                       "OMPI_COMM_WORLD_LOCAL_SIZE",
+                                      "OMPI_MCA_orte_bound_at_launch",
                                       "RANK",
                                       "WORLD_SIZE",
                                       "LOCAL_RANK",
@@ -25,7 +26,8 @@ constexpr const char* kVariables[] = {"OMPI_COMM_WORLD_RANK",
                                       "SLURM_PROCID",
                                       "SLURM_NTASKS",
                                       "SLURM_LOCALID",
-                                      "SLURM_NTASKS_PER_NODE"};
+                                      "SLURM_STEP_TASKS_PER_NODE",
+                                      "SLURM_CPU_BIND_LIST"};
 
 class WorldTest : public testing::Test {
  protected:
@@ -52,6 +54,7 @@ TEST_F(WorldTest, ComesFromMpirunBeforeTheOthers) {
                             {"OMPI_COMM_WORLD_SIZE", "8"},
                             {"OMPI_COMM_WORLD_LOCAL_RANK", "1"},
                             {"OMPI_COMM_WORLD_LOCAL_SIZE", "4"},
+                            {"OMPI_MCA_orte_bound_at_launch", "1"},
                             {"SLURM_STEP_ID", "0"},
                             {"SLURM_PROCID", "0"},
                             {"SLURM_NTASKS", "2"},
@@ -60,6 +63,7 @@ TEST_F(WorldTest, ComesFromMpirunBeforeTheOthers) {
   EXPECT_EQ(world.size, 8);
   EXPECT_EQ(world.local_rank, 1);
   EXPECT_EQ(world.local_size, 4);
+  EXPECT_TRUE(world.bound);
 }
 
 TEST_F(WorldTest, ComesFromTorchrun) {
@@ -74,10 +78,13 @@ TEST_F(WorldTest, ComesFromASlurmStep) {
   const World world = with({{"SLURM_STEP_ID", "0"},
                             {"SLURM_PROCID", "6"},
                             {"SLURM_NTASKS", "16"},
-                            {"SLURM_LOCALID", "2"}});
+                            {"SLURM_LOCALID", "2"},
+                            {"SLURM_STEP_TASKS_PER_NODE", "5(x3),1"}});
   EXPECT_EQ(world.rank, 6);
   EXPECT_EQ(world.size, 16);
   EXPECT_EQ(world.local_rank, 2);
+  EXPECT_EQ(world.local_size, 5);
+  EXPECT_FALSE(world.bound);
 }
 
 TEST_F(WorldTest, LocalRanksMeetInOneProcess) {

@@ -64,7 +64,8 @@ TEST_F(RanksCommandTest, RankZeroSpeaksForAll) {
     EXPECT_EQ(lines_with(result.out, once).size(), 1u) << once << "\n" << result.out;
   }
   EXPECT_TRUE(fs::exists(path("trace.json")));
-  EXPECT_TRUE(fs::exists(path("trace.json.rank1")));
+  EXPECT_THAT(read(path("trace.json")), HasSubstr("rank 0"));
+  EXPECT_THAT(read(path("trace.json.rank1")), HasSubstr("rank 1"));
 }
 
 TEST_F(RanksCommandTest, KillingOneRankEndsTheOthersWithALineEach) {
@@ -92,7 +93,7 @@ TEST_F(RanksCommandTest, KillingOneRankEndsTheOthersWithALineEach) {
   }
 }
 
-TEST_F(RanksCommandTest, WhatOneRankCannotHaveEndsAll) {
+TEST_F(RanksCommandTest, APlanThatDoesNotFitIsRefused) {
   config_["strata"]["device_memory"] = 100000;
   const Result result = run(mpirun(2, "--steps 1"));
   EXPECT_EQ(result.exit_code, 3) << result.err;

@@ -53,6 +53,13 @@ TEST_F(TrainCommandTest, TheExamplesTrain) {
   EXPECT_THAT(result.out, HasSubstr("step 1/1"));
 }
 
+// What the README shows is what the build compiles.
+TEST_F(TrainCommandTest, TheReadmeShowsTheExample) {
+  const std::string source = STRATA_SOURCE_DIR;
+  EXPECT_THAT(read(source + "/README.md"),
+              HasSubstr("```cpp\n" + read(source + "/docs/examples/train_gpt2.cc") + "```"));
+}
+
 TEST_F(TrainCommandTest, ASampleIsAsLongAsAsked) {
   const Result result = train("--steps 1 --sample 40");
   ASSERT_EQ(result.exit_code, 0) << result.err;

@@ -41,6 +41,7 @@ int main(int argc, char** argv) {
                                    engine::mpi_library(), engine::nccl_library()));
   app.require_subcommand(1);
   tools::add_train(app);
+  tools::add_bench(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

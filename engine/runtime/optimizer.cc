@@ -35,9 +35,9 @@ void Optimizer::update(const offload::UpdateSpans& spans, Queue& queue) const {
   const auto param_bytes = static_cast<int64_t>(size_bytes(plan_.state.param_dtype));
   const auto grad_bytes = static_cast<int64_t>(size_bytes(plan_.state.grad_dtype));
   for (const Segment& segment : segments_[static_cast<size_t>(spans.sub_group)]) {
-    ops::AdamWScalars scalars = scalars_;
+    ops::OptimizerScalars scalars = scalars_;
     scalars.weight_decay = segment.weight_decay ? config_.weight_decay : 0.0;
-    ops::AdamWSpans part;
+    ops::OptimizerSpans part;
     part.master = reinterpret_cast<float*>(spans.state[0]) + segment.begin;
     part.exp_avg = reinterpret_cast<float*>(spans.state[1]) + segment.begin;
     part.exp_avg_sq = reinterpret_cast<float*>(spans.state[2]) + segment.begin;
@@ -46,7 +46,7 @@ void Optimizer::update(const offload::UpdateSpans& spans, Queue& queue) const {
     part.numel = segment.end - segment.begin;
     part.grad_dtype = plan_.state.grad_dtype;
     part.param_dtype = plan_.state.param_dtype;
-    ops.adamw_update(queue, scalars, part);
+    ops.optimizer_update(queue, scalars, part);
   }
 }
 

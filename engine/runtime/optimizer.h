@@ -29,7 +29,7 @@ class Optimizer {
   ops::StateOps& device_ops_;
   ops::StateOps& host_ops_;
   std::vector<std::vector<Segment>> segments_;  // by sub-group, relative to its start
-  ops::AdamWScalars scalars_;
+  ops::OptimizerScalars scalars_;
 };
 
 }  // namespace strata::engine

@@ -12,6 +12,7 @@
 // does.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
@@ -21,20 +22,52 @@
 
 namespace strata::ops {
 
-// Scalars of one AdamW step for elements that share one optimizer setting.
+enum class OptimizerKind : uint8_t { adam, adamw, adagrad, lion, sgd };
+inline constexpr std::array<OptimizerKind, 5> kOptimizerKinds = {
+    OptimizerKind::adam, OptimizerKind::adamw, OptimizerKind::adagrad, OptimizerKind::lion,
+    OptimizerKind::sgd};
+
+constexpr std::string_view name(OptimizerKind kind) {
+  constexpr std::array<std::string_view, 5> names = {"adam", "adamw", "adagrad", "lion", "sgd"};
+  return names[static_cast<size_t>(kind)];
+}
+
+// Which moments an optimizer keeps beside the master weights.
+struct OptimizerMoments {
+  bool exp_avg = false;
+  bool exp_avg_sq = false;
+};
+constexpr OptimizerMoments moments_of(OptimizerKind kind) {
+  const bool is_adam = kind == OptimizerKind::adam || kind == OptimizerKind::adamw;
+  return {.exp_avg = kind != OptimizerKind::adagrad,
+          .exp_avg_sq = is_adam || kind == OptimizerKind::adagrad};
+}
+
+// Scalars of one step for elements that share one optimizer setting. With g' = g * grad_scale, m
+// for exp_avg and v for exp_avg_sq:
 //
-//   g' = g * grad_scale
-//   p  = p - lr * weight_decay * p                          (decoupled; Loshchilov & Hutter 2019)
-//   m  = beta1 * m + (1 - beta1) * g',  v = beta2 * v + (1 - beta2) * g'^2     (Kingma & Ba 2015)
-//   p  = p - (lr / bias_correction1) * m / (sqrt(v) / sqrt(bias_correction2) + eps)
+//   adamw    m = beta1 * m + (1 - beta1) * g',  v = beta2 * v + (1 - beta2) * g'^2
+//            p = p - lr * weight_decay * p
+//            p = p - (lr / bias_correction1) * m / (sqrt(v) / sqrt(bias_correction2) + eps)
+//            (Kingma & Ba 2015, algorithm 1; decay decoupled: Loshchilov & Hutter 2019, algorithm
+//            2)
+//   adam     the same with g' + weight_decay * p for g' and no other decay
+//   adagrad  g' = g' + weight_decay * p,  v = v + g'^2,  p = p - lr * g' / (sqrt(v) + eps)
+//            (Duchi et al. 2011; eps and no decay of lr as in torch.optim.Adagrad)
+//   lion     p = p - lr * weight_decay * p - lr * sign(beta1 * m + (1 - beta1) * g')
+//            m = beta2 * m + (1 - beta2) * g'                  (Chen et al. 2023, algorithm 2)
+//   sgd      m = momentum * m + g' + weight_decay * p,  p = p - lr * m
+//            (torch.optim.SGD: dampening 0, not Nesterov's)
 //
-// In double, as configured: 1 - beta2 of a beta2 that went through float is off by 1e-5. What the
-// kernels use (1 - beta2, lr / bias_correction1, ...) is derived in double and rounded to fp32
-// once.
-struct AdamWScalars {
+// What an optimizer's lines do not name, it does not read. In double, as configured: 1 - beta2 of a
+// beta2 that went through float is off by 1e-5. What the kernels use (1 - beta2,
+// lr / bias_correction1, ...) is derived in double and rounded to fp32 once.
+struct OptimizerScalars {
+  OptimizerKind kind = OptimizerKind::adamw;
   double lr = 0;
   double beta1 = 0.9;
   double beta2 = 0.999;
+  double momentum = 0.9;
   double eps = 1e-8;
   double weight_decay = 0;
   double grad_scale = 1;        // unscale, micro-batch mean and clip factor in one
@@ -42,12 +75,12 @@ struct AdamWScalars {
   double bias_correction2 = 1;  // 1 - beta2^step
 };
 
-struct AdamWSpans {
+struct OptimizerSpans {
   float* master = nullptr;
-  float* exp_avg = nullptr;
-  float* exp_avg_sq = nullptr;
-  const void* grad = nullptr;  // grad_dtype
-  void* param = nullptr;       // param_dtype; written, never read
+  float* exp_avg = nullptr;     // unused where moments_of() the optimizer has none
+  float* exp_avg_sq = nullptr;  // likewise
+  const void* grad = nullptr;   // grad_dtype
+  void* param = nullptr;        // param_dtype; written, never read
   int64_t numel = 0;
   DType grad_dtype = DType::fp32;   // fp32, bf16 or fp16
   DType param_dtype = DType::bf16;  // fp32, bf16 or fp16
@@ -55,7 +88,7 @@ struct AdamWSpans {
 
 // One pass: unscale, decay, moments, update, write back, cast. Moments below FLT_MIN become zero.
 // bf16 parameters round half away from zero with NaN kept NaN; fp16 to nearest even.
-void adamw_update(const AdamWScalars& scalars, const AdamWSpans& spans);
+void optimizer_update(const OptimizerScalars& scalars, const OptimizerSpans& spans);
 
 // How a gradient lands in its accumulator: dst = src, or dst += src in fp32. `dst_dtype` equals
 // `src_dtype` or is fp32; adding needs fp32.

@@ -15,7 +15,8 @@ class StateOps {
  public:
   virtual ~StateOps() = default;
 
-  virtual void adamw_update(Queue& queue, const AdamWScalars& scalars, const AdamWSpans& spans) = 0;
+  virtual void optimizer_update(Queue& queue, const OptimizerScalars& scalars,
+                                const OptimizerSpans& spans) = 0;
   virtual void land_gradient(Queue& queue, const LandGradientSpans& spans) = 0;
 };
 

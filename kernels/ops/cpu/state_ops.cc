@@ -5,8 +5,9 @@ namespace {
 
 class HostStateOps final : public StateOps {
  public:
-  void adamw_update(Queue& queue, const AdamWScalars& scalars, const AdamWSpans& spans) override {
-    queue.run([scalars, spans] { ops::adamw_update(scalars, spans); });
+  void optimizer_update(Queue& queue, const OptimizerScalars& scalars,
+                        const OptimizerSpans& spans) override {
+    queue.run([scalars, spans] { ops::optimizer_update(scalars, spans); });
   }
   void land_gradient(Queue& queue, const LandGradientSpans& spans) override {
     queue.run([spans] { ops::land_gradient(spans); });

@@ -1,0 +1,93 @@
+// `strata bench` as a person meets it: every case at a size that shows that it runs, and refusals.
+#include <map>
+#include <set>
+#include <string>
+
+#include "tests/tools/train_command.h"
+
+namespace strata::testing_support {
+namespace {
+
+using nlohmann::json;
+using testing::HasSubstr;
+
+class BenchCommandTest : public TrainCommandTest {
+ protected:
+  json smoke(const std::string& more) const {
+    const Result result = strata("bench adam --smoke --json " + more);
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    return json::parse(result.out);
+  }
+};
+
+void expect_measured(const json& measured) {
+  for (const char* key : {"best_ms", "median_ms", "ns_per_element", "gb_per_s"}) {
+    EXPECT_GT(measured.at(key), 0.0) << key;
+  }
+  EXPECT_LE(measured.at("best_ms"), measured.at("median_ms"));
+}
+
+TEST_F(BenchCommandTest, EveryOptimizerRunsOnEveryIsa) {
+  const json result = smoke("--optimizer all --isa all");
+  EXPECT_EQ(result.at("bench"), "adam");
+  const std::map<std::string, int> bytes = {
+      {"adam", 28}, {"adamw", 28}, {"adagrad", 20}, {"lion", 20}, {"sgd", 20}};
+  ASSERT_EQ(result.at("optimizers").size(), bytes.size());
+  for (const json& optimizer : result.at("optimizers")) {
+    EXPECT_EQ(optimizer.at("bytes_per_element"), bytes.at(optimizer.at("optimizer")));
+    expect_measured(optimizer.at("ceiling"));
+    std::set<std::string> cases;
+    for (const json& one : optimizer.at("cases")) {
+      expect_measured(one);
+      EXPECT_GT(one.at("ratio"), 0.0);
+      cases.insert(one.at("isa").get<std::string>() + " " + one.at("moments").get<std::string>());
+    }
+    EXPECT_EQ(cases.size(), optimizer.at("cases").size());
+    EXPECT_TRUE(cases.contains("scalar ordinary"));
+    EXPECT_EQ(cases.contains("scalar decayed"), optimizer.at("optimizer") != "adagrad");
+  }
+}
+
+TEST_F(BenchCommandTest, DTypesCountTheirBytes) {
+  const json wide = smoke("--grad-dtype fp32 --param-dtype fp32 --optimizer sgd --threads 1");
+  EXPECT_EQ(wide.at("optimizers").at(0).at("bytes_per_element"), 24);
+  EXPECT_EQ(wide.at("threads"), 1);
+  const json mixed = smoke("--grad-dtype fp32 --param-dtype fp16 --numel 8192 --repeat 3");
+  EXPECT_EQ(mixed.at("optimizers").at(0).at("bytes_per_element"), 30);
+  EXPECT_EQ(mixed.at("numel"), 8192);
+  EXPECT_EQ(mixed.at("optimizers").at(0).at("rounds"), 3);
+}
+
+TEST_F(BenchCommandTest, PrintsATable) {
+  const Result result = strata("bench adam --smoke");
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  for (const char* word : {"adamw: 28 bytes", "ceiling", "ordinary", "decayed", "GB/s"}) {
+    EXPECT_THAT(result.out, HasSubstr(word));
+  }
+}
+
+TEST_F(BenchCommandTest, HelpNamesEveryOption) {
+  const std::string help = strata("bench adam --help").out;
+  for (const char* option : {"--numel", "--optimizer", "--isa", "--grad-dtype", "--param-dtype",
+                             "--threads", "--seconds", "--repeat", "--json", "--smoke"}) {
+    EXPECT_THAT(help, HasSubstr(option));
+  }
+  EXPECT_THAT(strata("bench --help").out, HasSubstr("adam"));
+}
+
+TEST_F(BenchCommandTest, RefusesWhatItCannotMeasure) {
+  expect_refused(strata("bench adam --optimizer lamb"), 2, "\"adagrad\"");
+  expect_refused(strata("bench adam --isa avx1024"), 2, "\"scalar\"");
+  expect_refused(strata("bench adam --grad-dtype int32"), 2, "--grad-dtype");
+  expect_refused(strata("bench adam --param-dtype fp8"), 2, "--param-dtype");
+  expect_refused(strata("bench adam --numel 5000"), 2, "--numel");
+  expect_refused(strata("bench adam --numel 1099511627776"), 3, "free");
+  EXPECT_EQ(strata("bench adam --numel -4096").exit_code, 2);
+  EXPECT_EQ(strata("bench adam --seconds 0").exit_code, 2);
+  EXPECT_EQ(strata("bench adam --repeat 0").exit_code, 2);
+  EXPECT_EQ(strata("bench adam --threads 0").exit_code, 2);
+  EXPECT_EQ(strata("bench").exit_code, 2);
+}
+
+}  // namespace
+}  // namespace strata::testing_support

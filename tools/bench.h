@@ -1,0 +1,88 @@
+// What the benches of `strata bench` share: memory, repetition in turns, tables and JSON.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace strata::tools {
+
+// Each adds its subcommand to `strata bench`.
+void add_bench_adam(CLI::App& bench);
+
+// How often a bench repeats: `rounds` times, or while `seconds` last where that is 0.
+struct Repetition {
+  double seconds = 0;
+  int64_t rounds = 0;
+};
+
+// Something measured: run() is timed, prepare() before it is not.
+struct Entrant {
+  std::function<void()> prepare;
+  std::function<void()> run;
+};
+
+// What one entrant took, a value a round.
+class Times {
+ public:
+  void add(double seconds) { seconds_.push_back(seconds); }
+  void add(const Times& other) {
+    seconds_.insert(seconds_.end(), other.seconds_.begin(), other.seconds_.end());
+  }
+  // Of at least one round.
+  double best_seconds() const;
+  double median_seconds() const;
+  size_t rounds() const { return seconds_.size(); }
+  // How fast this was by the measure of `other`, round for round: the median of their ratios. What
+  // disturbs the machine for longer than a round disturbs both, and drops out.
+  double speed_against(const Times& other) const;
+
+ private:
+  std::vector<double> seconds_;
+};
+
+// Runs all entrants once to warm up, then in turns, so that whatever disturbs the machine disturbs
+// each of them; at least three rounds unless `rounds` says fewer.
+std::vector<Times> run_in_turns(std::span<const Entrant> entrants, const Repetition& repetition);
+
+// Zero-filled elements on huge pages, where the kernel has them, which the calling thread's team
+// touches first, each thread its own range of parallel_for over grains. Throws DeviceError when the
+// machine has no more.
+class BenchMemory {
+ public:
+  BenchMemory(int64_t numel, size_t element_bytes);
+  ~BenchMemory();
+  BenchMemory(const BenchMemory&) = delete;
+  BenchMemory& operator=(const BenchMemory&) = delete;
+
+  template <typename T>
+  T* as() const {
+    return reinterpret_cast<T*>(aligned_);
+  }
+
+ private:
+  size_t mapped_bytes_;
+  void* mapped_;
+  std::byte* aligned_;
+};
+
+// Throws OutOfBudget when the machine's free memory is less; nothing has been allocated by then.
+void require_memory(uint64_t bytes);
+
+// A column of a table: what rows have under `key`, text or a number, which is printed by `format`.
+struct Column {
+  std::string key;
+  std::string title;
+  int width = 12;  // negative: to the left
+  std::string format = "{}";
+};
+
+// An array of objects as text, under the columns' titles.
+std::string table(std::span<const Column> columns, const nlohmann::ordered_json& rows);
+
+}  // namespace strata::tools

@@ -68,7 +68,9 @@ export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export OMPI_MCA_btl_vader_single_copy_mechanism=none
 export OMPI_MCA_btl_vader_max_send_size=1048576 OMPI_MCA_btl_vader_segment_size=67108864
 export OMP_WAIT_POLICY=passive  # ranks share the cores: nobody spins
-mpirun -n 2 --oversubscribe --bind-to none build/release/bin/strata train \
+# After Ctrl-C mpirun kills its ranks in a second, unless told to let them finish their step.
+mpirun -n 2 --oversubscribe --bind-to none --mca odls_base_sigkill_timeout 60 \
+  build/release/bin/strata train \
   --model docs/examples/demo-model.json --config "$output/ds_config.json" --data "$data" \
   --steps 1000000 --max-seconds "$seconds" --sample 300 \
   --metrics "$output/metrics.jsonl" --trace "$output/trace.json"

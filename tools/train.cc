@@ -89,7 +89,7 @@ class Training {
       engine.write_trace(trace_path(world_.rank));
       say("trace: {} (open it in ui.perfetto.dev)\n", options_.trace);
       if (world_.size > 1) {
-        say("traces of the other ranks: {} to {}\n", trace_path(1), trace_path(world_.size - 1));
+        say("the other ranks' traces: {}.rankN\n", options_.trace);
       }
     }
     if (options_.digest) say("digest {}\n", engine.digest());
@@ -143,8 +143,9 @@ class Training {
   void judge(Engine& engine) {
     const double validation = validate(engine);
     say("validation loss {:.4f} nats/byte at step {} (unigram {:.4f}, bigram {:.4f}, trigram "
-        "{:.4f})\n",
-        validation, engine.step(), baselines_.unigram, baselines_.bigram, baselines_.trigram);
+        "{:.4f}): {} the trigram model\n",
+        validation, engine.step(), baselines_.unigram, baselines_.bigram, baselines_.trigram,
+        validation < baselines_.trigram ? "better than" : "not yet better than");
     if (options_.sample > 0) print_sample(engine);
   }
 
@@ -266,7 +267,9 @@ void add_train(CLI::App& app) {
   command->add_option("--seed", options->seed,
                       "Seed of initial values and data order, over the configuration's");
   command->footer(
-      "Under mpirun or srun each process is a rank, and rank 0 prints.\n"
+      "Under mpirun or srun each process is a rank, and rank 0 prints. After Ctrl-C mpirun kills "
+      "its\n"
+      "ranks in a second, unless --mca odls_base_sigkill_timeout gives them time for their step.\n"
       "Ctrl-C finishes the step under way on all ranks and closes with the tables; a second one "
       "ends at once.\n"
       "Example: strata train --model gpt2.json --config ds_config.json --data texts/ --steps 500");

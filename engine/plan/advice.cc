@@ -64,6 +64,11 @@ std::vector<Change> possible_changes(const PlanInput& input) {
   return changes;
 }
 
+// As a configuration takes it.
+std::string mebibytes_up(uint64_t bytes) {
+  return fmt::format("\"{}MiB\"", (bytes + (uint64_t{1} << 20) - 1) >> 20);
+}
+
 // The budget that a person set, or where the tier's end is the machine's.
 std::string budget_source(const Config& config, Tier tier) {
   switch (tier) {
@@ -110,7 +115,8 @@ OutOfBudget out_of_budget(const PlanInput& input, const PlanSummary& plan, Tier 
     message +=
         fmt::format("{} {} would free {}", k == 0 ? ":" : ";", freeing[k].second, freeing[k].first);
   }
-  if (freeing.empty()) message += ": give it more";
+  message += freeing.empty() ? ": " : "; or ";
+  message += fmt::format("give it {}", mebibytes_up(needed));
   return OutOfBudget(message, tier, needed, available);
 }
 

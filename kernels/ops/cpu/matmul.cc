@@ -5,6 +5,7 @@
 #include <oneapi/dnnl/dnnl_debug.h>
 #include <array>
 #include <cstdlib>
+#include <mutex>
 #include <oneapi/dnnl/dnnl.hpp>
 #include <string>
 
@@ -141,9 +142,14 @@ class OneDnnMatmul final : public Matmul {
   std::vector<Slot> slots_;
 };
 
+// Products are prepared one at a time in the process: oneDNN keeps one cache of what it prepared,
+// and ranks that are threads would share its entries unseen.
+std::mutex preparing_mutex;
+
 // Calls make() as the product wants to be prepared.
 template <typename Make>
 auto preparing(const MatmulSpec& spec, const Make& make) {
+  const std::lock_guard lock(preparing_mutex);
   const OpenMpThreads threads(spec.alone);
   try {
     return make();
@@ -161,10 +167,11 @@ struct MatmulCache::Library {
 
   // oneDNN multiplies bf16 where the CPU has AVX-512, and refuses elsewhere.
   bool multiplies_bf16() const {
+    const MatmulSpec smallest = {.m = 1, .k = 1, .n = 1, .dtype = DType::bf16};
     try {
-      describe({.m = 1, .k = 1, .n = 1, .dtype = DType::bf16}, engine);
+      preparing(smallest, [&] { return describe(smallest, engine); });
       return true;
-    } catch (const dnnl::error&) {
+    } catch (const DeviceError&) {
       return false;
     }
   }

@@ -9,24 +9,11 @@
 #include "strata/grain.h"
 
 namespace strata::engine {
-namespace {
-
-void require(bool condition, std::string_view what) {
-  if (!condition) throw Error(std::string(what));
-}
-
-}  // namespace
-
 HostCommunicator::HostCommunicator(std::unique_ptr<Transport> transport, Queue& queue,
                                    ops::StateOps& ops, TrafficSink& traffic)
     : transport_(std::move(transport)), queue_(queue), ops_(ops), traffic_(traffic) {}
 
-HostCommunicator::~HostCommunicator() {
-  try {
-    last_trade_.wait();
-  } catch (...) {  // it shows where callers wait for their work
-  }
-}
+HostCommunicator::~HostCommunicator() { queue_.finish(); }
 
 void HostCommunicator::all_gather(std::byte* flat, uint64_t shard_bytes, const TrafficTag& tag) {
   enqueue({.call = {Verb::all_gather, tag.label, shard_bytes},
@@ -91,7 +78,6 @@ void HostCommunicator::enqueue(const Trade& trade, const TrafficTag& tag) {
     if (sent_bytes == 0) return;
     traffic_.record({Activity::comm, tag, queue_.name(), sent_bytes, begin_ns, now_ns()});
   });
-  last_trade_ = queue_.record();
 }
 
 // Rank 0's addends first, whatever order they came in.

@@ -11,7 +11,7 @@ namespace strata::engine {
 
 class HostCommunicator final : public Communicator {
  public:
-  // `queue`, `ops` and `traffic` must outlive the communicator.
+  // `queue`, `ops` and `traffic` must outlive the communicator, which waits for the queue's work.
   HostCommunicator(std::unique_ptr<Transport> transport, Queue& queue, ops::StateOps& ops,
                    TrafficSink& traffic);
   ~HostCommunicator() override;
@@ -43,7 +43,6 @@ class HostCommunicator final : public Communicator {
   Queue& queue_;
   ops::StateOps& ops_;
   TrafficSink& traffic_;
-  Event last_trade_;
 };
 
 }  // namespace strata::engine

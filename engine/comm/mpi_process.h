@@ -23,8 +23,8 @@ class MpiProcess {
   // Between the two a transport lives. Finalizing waits for the other processes, so it is left out
   // when a transport was not left in order: where a peer is lost it would wait for ever.
   // begin_transport() gives the transport a message tag of its own, the same on all ranks. Throws
-  // CommError once a transport has ended out of order: MPI may still be moving what it had under way,
-  // into memory that is gone.
+  // CommError once a transport has ended out of order: MPI may still be moving what it had under
+  // way, into memory that is gone.
   int begin_transport();
   void end_transport(bool in_order);
 

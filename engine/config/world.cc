@@ -28,8 +28,8 @@ constexpr Launcher kLaunchers[] = {
     {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE",
      "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_MCA_orte_bound_at_launch"},
     {"WORLD_SIZE", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", nullptr},
-    {"SLURM_STEP_ID", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID",
-     "SLURM_STEP_TASKS_PER_NODE", "SLURM_CPU_BIND_LIST"},
+    {"SLURM_STEP_ID", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE",
+     "SLURM_CPU_BIND_LIST"},
 };
 
 int integer_in(const char* variable, int min, int end, const Launcher& launcher) {
@@ -41,7 +41,8 @@ int integer_in(const char* variable, int min, int end, const Launcher& launcher)
   int value = 0;
   const char* const text_end = text + std::strlen(text);
   const auto parsed = std::from_chars(text, text_end, value);
-  const bool ends = parsed.ptr == text_end || (variable == launcher.local_size && *parsed.ptr == '(');
+  const bool ends =
+      parsed.ptr == text_end || (variable == launcher.local_size && *parsed.ptr == '(');
   if (parsed.ec != std::errc() || !ends || value < min || value >= end) {
     throw ConfigError(
         fmt::format("environment: {} is \"{}\": set it to an integer from {} to {}, or unset {}",

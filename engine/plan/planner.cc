@@ -3,11 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <numeric>
-#include <string_view>
 
 #include "engine/plan/advice.h"
+#include "engine/plan/check.h"
+#include "engine/plan/traffic.h"
 #include "offload/slot_store.h"
 #include "strata/error.h"
 
@@ -15,8 +15,7 @@ namespace strata::engine {
 namespace {
 
 constexpr uint64_t kPieceAlignBytes = 4096;
-constexpr int64_t kMaxAccumulationSteps = 1 << 16;  // a step's program is unrolled over them
-constexpr int64_t kTransferGrains = 256;            // 4 MiB of fp32
+constexpr int64_t kTransferGrains = 256;  // 4 MiB of fp32
 // What the process grows by on top of its reservations while it trains: code generated for matrix
 // products, thread stacks, queues, the pages of libraries that are first used then.
 constexpr uint64_t kGrowthBytes = uint64_t{96} << 20;
@@ -29,82 +28,8 @@ int64_t sum(const std::vector<int64_t>& values) {
   return std::accumulate(values.begin(), values.end(), int64_t{0});
 }
 
-void check_fractions(std::string_view kind, const TierFractions& fractions) {
-  const double sum = fractions.device + fractions.host + fractions.nvme;
-  const bool valid = fractions.device >= 0 && fractions.host >= 0 && fractions.nvme >= 0 &&
-                     std::abs(sum - 1.0) < 1e-6;
-  if (!valid) {
-    throw ConfigError(
-        fmt::format("the fractions of {} in device, host and nvme must add up to 1; "
-                    "they are {}, {} and {}",
-                    kind, fractions.device, fractions.host, fractions.nvme));
-  }
-}
-
-// A Config made by hand has passed no parser.
-void check_config(const PlanInput& input) {
-  const Config& config = input.config;
-  if (input.world.rank < 0 || input.world.rank >= input.world.size) {
-    throw ConfigError(fmt::format("rank {} is not in a world of {}: ranks count from 0",
-                                  input.world.rank, input.world.size));
-  }
-  if (config.world_size != input.world.size) {
-    throw ConfigError(
-        fmt::format("the configuration divides its batch among {} ranks and there are {}: give "
-                    "Config::from_file the world's size",
-                    config.world_size, input.world.size));
-  }
-  if (input.model.layers.empty()) throw ConfigError("the model has no layers: give it one");
-  if (config.accumulation_steps < 1 || config.accumulation_steps > kMaxAccumulationSteps) {
-    throw ConfigError(fmt::format("gradient_accumulation_steps is {}: use 1 to {}",
-                                  config.accumulation_steps, kMaxAccumulationSteps));
-  }
-  if (config.sub_group_numel < kGrainNumel || config.sub_group_numel % kGrainNumel != 0) {
-    throw ConfigError(fmt::format("sub_group_numel is {}: use a positive multiple of {}",
-                                  config.sub_group_numel, kGrainNumel));
-  }
-  if (config.staging_buffers < 1 || config.slots < 1 || config.slots > 2) {
-    throw ConfigError("staging_buffers must be at least 1, and slots 1 or 2");
-  }
-  if (config.dtype != DType::fp32 && config.dtype != DType::bf16) {
-    throw ConfigError(
-        fmt::format("{} is not there yet: train in bf16 or fp32", name(config.dtype)));
-  }
-  check_fractions("param", config.param);
-  if (config.param.nvme > 0) {
-    throw ConfigError("parameters on nvme are not there yet: place them on device and host");
-  }
-  for (size_t i = 0; i < kOptimizerKindCount; ++i) {
-    const TierFractions& fractions = config.optimizer_state[i];
-    check_fractions(name(kOptimizerKinds[i]), fractions);
-    if (fractions.device != config.optimizer_state[0].device) {
-      throw ConfigError(
-          "master, exp_avg and exp_avg_sq must have one device fraction: an update "
-          "runs where all three are");
-    }
-    if (fractions.nvme > 0 && config.nvme_paths.empty()) {
-      throw ConfigError(fmt::format("{} is placed on nvme without a directory: set nvme_path",
-                                    name(kOptimizerKinds[i])));
-    }
-  }
-}
-
-void check_shape(const PlanInput& input) {
-  const BatchShape& shape = input.micro_batch;
-  if (shape.batch <= 0 || shape.sequence <= 0) {
-    throw ConfigError("a micro-batch needs at least one row and one token a row");
-  }
-  if (shape.sequence > input.model.max_sequence) {
-    throw ConfigError(
-        fmt::format("a row of {} tokens is longer than the model's {} positions: shorten the "
-                    "rows or raise n_positions",
-                    shape.sequence, input.model.max_sequence));
-  }
-}
-
 const PlanInput& checked(const PlanInput& input) {
-  check_config(input);
-  check_shape(input);
+  check(input);
   return input;
 }
 
@@ -231,7 +156,8 @@ class Planner {
     place_saved();
     make_programs();
     reserve();
-    count_traffic();
+    plan_.summary.evaluate_traffic = evaluate_traffic(plan_);
+    plan_.summary.step_traffic = step_traffic(plan_, input_.config.accumulation_steps);
     summarize();
   }
 
@@ -369,72 +295,8 @@ class Planner {
   // The largest part of a unit's gradient that lands on the host.
   uint64_t landing_bytes() const {
     uint64_t largest = 0;
-    for (const Unit& unit : units()) largest = std::max(largest, host_grad_bytes(unit));
+    for (const Unit& unit : units()) largest = std::max(largest, host_grad_bytes(plan_, unit));
     return largest;
-  }
-
-  uint64_t host_param_bytes(const Unit& unit) const {
-    int64_t numel = intersect(unit.trainable.shard(), plan_.state.param.range(Tier::host)).numel();
-    if (plan_.frozen_tier == Tier::host) numel += unit.frozen.shard_numel;
-    return static_cast<uint64_t>(numel) * element_bytes_;
-  }
-
-  uint64_t host_grad_bytes(const Unit& unit) const {
-    const int64_t numel =
-        intersect(unit.trainable.shard(), plan_.state.grad.range(Tier::host)).numel();
-    return static_cast<uint64_t>(numel) * size_bytes(plan_.landed_dtype());
-  }
-
-  // What a rank sends to gather a unit's parameters, or to reduce its gradients.
-  uint64_t sent_bytes(int64_t shard_numel) const {
-    return static_cast<uint64_t>((input_.world.size - 1) * shard_numel) * element_bytes_;
-  }
-
-  LinkBytes program_traffic(const Program& program, uint64_t micro_batches) const {
-    LinkBytes traffic = {};
-    uint64_t& h2d = traffic[static_cast<size_t>(Activity::h2d)];
-    uint64_t& d2h = traffic[static_cast<size_t>(Activity::d2h)];
-    uint64_t& comm = traffic[static_cast<size_t>(Activity::comm)];
-    h2d += micro_batches * static_cast<uint64_t>(input_.micro_batch.tokens()) * 2 * sizeof(int32_t);
-    d2h += micro_batches * sizeof(double);
-    for (const Action& action : program.actions) {
-      const Unit& unit = units()[static_cast<size_t>(action.unit)];
-      if (action.op == Action::Op::gather) {
-        h2d += host_param_bytes(unit);
-        comm += sent_bytes(unit.trainable.shard_numel + unit.frozen.shard_numel);
-      }
-      if (action.op == Action::Op::reduce) {
-        d2h += host_grad_bytes(unit);
-        comm += sent_bytes(unit.trainable.shard_numel);
-      }
-    }
-    return traffic;
-  }
-
-  void count_traffic() {
-    PlanSummary& summary = plan_.summary;
-    summary.evaluate_traffic = program_traffic(plan_.evaluate, 1);
-    summary.step_traffic =
-        program_traffic(plan_.step, static_cast<uint64_t>(input_.config.accumulation_steps));
-    uint64_t& h2d = summary.step_traffic[static_cast<size_t>(Activity::h2d)];
-    uint64_t& d2h = summary.step_traffic[static_cast<size_t>(Activity::d2h)];
-    uint64_t& comm = summary.step_traffic[static_cast<size_t>(Activity::comm)];
-    uint64_t& nvme_read = summary.step_traffic[static_cast<size_t>(Activity::nvme_read)];
-    uint64_t& nvme_write = summary.step_traffic[static_cast<size_t>(Activity::nvme_write)];
-    d2h += static_cast<uint64_t>(plan_.state.grad.range(Tier::device).grains()) * sizeof(double);
-    comm += static_cast<uint64_t>(input_.world.size - 1) *
-            (kStepDoubles + (plan_.commits() ? kCommitDoubles : 0)) * sizeof(double);
-    const offload::SlotLayout slots(plan_.state.sub_groups, plan_.state.slots);
-    for (const offload::SubGroup& group : plan_.state.sub_groups) {
-      const uint64_t extent = slots.extent(group.index, 0).bytes;
-      nvme_read += extent;
-      nvme_write += extent;
-      if (group.param_tier != group.update_tier()) {
-        h2d += static_cast<uint64_t>(group.grains.grains() *
-                                     plan_.state.grain_bytes(StateKind::param));
-      }
-    }
-    if (plan_.state.uses_nvme()) nvme_write += offload::SlotStore::journal_bytes(slots) / 2;
   }
 
   void summarize() {

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 #include "strata/tier.h"
 
@@ -66,5 +67,10 @@ class DeviceError : public Error {
  public:
   using Error::Error;
 };
+
+// Throws Error with `what` unless `condition` holds: for a caller's mistakes.
+inline void require(bool condition, std::string_view what) {
+  if (!condition) throw Error(std::string(what));
+}
 
 }  // namespace strata

@@ -53,6 +53,7 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 #include "kernels/ops/cpu/optimizer_range.h"
+#include "strata/error.h"
 #include "kernels/ops/optimizer_ops.h"
 
 namespace strata::ops {

@@ -1,15 +1,12 @@
-// What the optimizer's entry points share: how work is cut, in which floating-point mode it runs,
-// and the refusal of what they do not compute.
+// What the optimizer's entry points share: how work is cut, and in which floating-point mode it
+// runs.
 #pragma once
 
 #include <cfenv>
 #include <cstdint>
-#include <string>
-#include <string_view>
 
 #include "kernels/device/thread_team.h"
 #include "strata/dtype.h"
-#include "strata/error.h"
 #include "strata/grain.h"
 
 namespace strata::ops {
@@ -40,9 +37,5 @@ void for_grains(int64_t numel, const Body& body) {
 }
 
 constexpr bool is_float(DType dtype) { return dtype != DType::int32; }
-
-inline void require(bool condition, std::string_view what) {
-  if (!condition) throw Error(std::string(what));
-}
 
 }  // namespace strata::ops

@@ -188,6 +188,7 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 #include "kernels/ops/cpu/optimizer_range.h"
+#include "strata/error.h"
 
 namespace strata::ops {
 namespace {

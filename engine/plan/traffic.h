@@ -1,0 +1,18 @@
+// The bytes that a plan's programs move, by link: what a run is held to.
+#pragma once
+
+#include <cstdint>
+
+#include "engine/plan/planner.h"
+
+namespace strata::engine {
+
+// A unit's gradient that lands in this rank's host memory, in bytes a micro-batch.
+uint64_t host_grad_bytes(const Plan& plan, const Unit& unit);
+
+// Of one train_step, and of one evaluated micro-batch. The plan's programs, layout, state and
+// frozen tier are final.
+LinkBytes step_traffic(const Plan& plan, int64_t accumulation_steps);
+LinkBytes evaluate_traffic(const Plan& plan);
+
+}  // namespace strata::engine

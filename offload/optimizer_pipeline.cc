@@ -9,8 +9,11 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/device/compute_spans.h"
+#include "offload/handover.h"
 #include "strata/clock.h"
 #include "strata/error.h"
+#include "strata/wait_scope.h"
 
 namespace strata::offload {
 namespace {
@@ -67,15 +70,14 @@ class OptimizerPipeline::Graph {
   struct Job;
   using Node = flow::async_node<Job*, Job*>;
   using Gateway = Node::gateway_type;
+  using Stage = void (Graph::*)(Job& job);
 
   struct Job {
     Graph* graph = nullptr;
     const SubGroup* group = nullptr;
     std::byte* staging = nullptr;  // null: updated in place
     UpdateSpans spans;
-    // Both count what the job still waits for. They are read where they are set, so that what the
-    // last arrival did is also ordered before the next node where ThreadSanitizer cannot see into
-    // oneTBB's hand-over.
+    // Both count what the job still waits for.
     std::atomic<int> gate = 0;     // before the update: it was submitted, its state is there
     std::atomic<int> pending = 0;  // in update and write
     // A job may still be writing what the last step left when the next step wants it read.
@@ -103,6 +105,15 @@ class OptimizerPipeline::Graph {
     bool reached_ = false;
   };
 
+  // A node's body. It holds nothing of its own: what it needs comes with the job.
+  template <Stage stage>
+  static auto run() {
+    return [](Job* job, auto&&...) {
+      take_over(job);
+      (job->graph->*stage)(*job);
+      return flow::continue_msg();
+    };
+  }
   bool needs_staging(const SubGroup& group) const;
   int things_before_update(const SubGroup& group) const { return needs_staging(group) ? 2 : 1; }
   void want(Job& job);
@@ -130,6 +141,8 @@ class OptimizerPipeline::Graph {
   const UpdateFn update_fn_;
   const Arena staging_;
   const bool overlap_;
+  ComputeSpans host_updates_;
+  ComputeSpans device_updates_;
 
   std::vector<Job> jobs_;       // by sub-group
   bool reading_ahead_ = false;  // the driver's
@@ -158,16 +171,15 @@ OptimizerPipeline::Graph::Graph(const Parts& parts, const StagingLayout& layout,
       update_fn_(std::move(update)),
       staging_(tiers.claim(kStagingName)),
       overlap_(overlap),
+      host_updates_(parts.host_update, parts.traffic),
+      device_updates_(parts.device_update, parts.traffic),
       jobs_(parts.state.spec().sub_groups.size()),
       staged_(graph_),
       limiter_(graph_, static_cast<size_t>(std::max(1, layout.buffers))),
-      read_(graph_, flow::serial, [this](Job* job, Gateway&) { read(*job); }),
-      update_(graph_, flow::serial, [this](Job* job, Gateway&) { this->update(*job); }),
-      write_(graph_, flow::serial, [this](Job* job, Gateway&) { write(*job); }),
-      finish_(graph_, flow::serial, [this](Job* job) {
-        finish(*job);
-        return flow::continue_msg();
-      }) {
+      read_(graph_, flow::serial, run<&Graph::read>()),
+      update_(graph_, flow::serial, run<&Graph::update>()),
+      write_(graph_, flow::serial, run<&Graph::write>()),
+      finish_(graph_, flow::serial, run<&Graph::finish>()) {
   for (int i = 0; i < layout_.buffers; ++i) {
     free_staging_.push_back(staging_.data() + static_cast<uint64_t>(i) * layout_.buffer_bytes());
   }
@@ -207,6 +219,7 @@ void OptimizerPipeline::Graph::want(Job& job) {
     job.wanted = true;
   } else {
     job.under_way = true;
+    hand_over(&job);
     staged_.try_put(&job);
   }
 }
@@ -311,18 +324,22 @@ void OptimizerPipeline::Graph::read(Job& job) {
 }
 
 void OptimizerPipeline::Graph::update(Job& job) {
-  job.gate.exchange(things_before_update(*job.group));  // for the next step
-  job.pending.exchange(1);
+  job.gate.store(things_before_update(*job.group));  // for the next step
+  job.pending.store(1);
   Arrival arrival(job, &Graph::arrive_updated);
   if (failed_ || discarding_) {
     arrival();
     return;
   }
   place(job);
-  Queue& queue = job.spans.tier == Tier::device ? parts_.device_update : parts_.host_update;
+  const bool on_device = job.spans.tier == Tier::device;
+  Queue& queue = on_device ? parts_.device_update : parts_.host_update;
+  ComputeSpans& updates = on_device ? device_updates_ : host_updates_;
   try {
     queue.run([this] { note_wait(); });
+    updates.begin();
     update_fn_(job.spans, queue);
+    updates.end({StateKind::master, job.group->index, "update"});
     queue.run([this] { idle_since_ns_.store(now_ns()); });
     queue.run(std::move(arrival));
   } catch (...) {
@@ -335,7 +352,7 @@ void OptimizerPipeline::Graph::write(Job& job) {
   const bool updated = !failed_ && !discarding_;
   const bool to_disk = updated && group.nvme_kinds() > 0;
   const bool to_device = updated && group.param_tier != group.update_tier();
-  job.pending.exchange(1 + (to_disk ? 1 : 0) + (to_device ? 1 : 0));
+  job.pending.store(1 + (to_disk ? 1 : 0) + (to_device ? 1 : 0));
   if (to_disk) {
     transfer(job, io::Op::write, parts_.state.store()->next(group.index), &Graph::arrive_written);
   }
@@ -352,13 +369,15 @@ void OptimizerPipeline::Graph::write(Job& job) {
 }
 
 void OptimizerPipeline::Graph::finish(Job& job) {
-  job.pending.load(std::memory_order_acquire);
   {
     const std::lock_guard lock(mutex_);
     if (job.staging == nullptr) return;
     free_staging_.push_back(std::exchange(job.staging, nullptr));
     job.under_way = std::exchange(job.wanted, false);
-    if (job.under_way) staged_.try_put(&job);
+    if (job.under_way) {
+      hand_over(&job);
+      staged_.try_put(&job);
+    }
   }
   limiter_.decrementer().try_put(flow::continue_msg());
 }
@@ -380,7 +399,9 @@ void OptimizerPipeline::Graph::arrive(Job& job, std::atomic<int>& count, Node& n
                                       std::exception_ptr failure) noexcept {
   if (failure != nullptr) fail(std::move(failure));
   // Release what this part did, acquire what the others did.
-  if (count.fetch_sub(1, std::memory_order_acq_rel) == 1) node.gateway().try_put(&job);
+  if (count.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
+  hand_over(&job);
+  node.gateway().try_put(&job);
 }
 
 void OptimizerPipeline::Graph::arrive_read(void* context, std::exception_ptr failure) noexcept {
@@ -416,13 +437,7 @@ void OptimizerPipeline::Graph::fail(std::exception_ptr failure) noexcept {
 void OptimizerPipeline::Graph::note_wait() noexcept {
   const int64_t since = idle_since_ns_.load();
   if (since == 0 || parts_.pump == nullptr) return;
-  TrafficRecord record;
-  record.activity = Activity::wait;
-  record.tag = {StateKind::master, -1, kWaitLabel};
-  record.lane = "optimizer";
-  record.begin_ns = since;
-  record.end_ns = now_ns();
-  parts_.traffic.record(record);
+  record_wait(parts_.traffic, {StateKind::master, -1, kWaitLabel}, "optimizer", since);
 }
 
 OptimizerPipeline::OptimizerPipeline(const Parts& parts, const StagingLayout& layout,

@@ -149,8 +149,8 @@ std::string RunTotals::table(const PlanSummary& plan) const {
   }
   out += fmt::format(
       "\nmean step {:.1f} ms: forward {:.1f}, backward {:.1f}, step {:.1f}\n"
-      "stood still a step: compute for parameters {:.1f} ms, for gradient buffers {:.1f}, the step "
-      "for landing gradients {:.1f} and for other ranks {:.1f}, updates for nvme {:.1f}\n"
+      "waited in it: compute {:.1f} ms for parameters and {:.1f} for gradient buffers, the step "
+      "{:.1f} for landing gradients and {:.1f} for other ranks, updates {:.1f} for nvme\n"
       "{} steps, {} skipped, {} tokens, {:.0f} tokens/s\n",
       seconds_ / steps * 1e3, phases_.forward / steps * 1e3, phases_.backward / steps * 1e3,
       phases_.step / steps * 1e3, exposed_.gather / steps * 1e3, exposed_.grad_buffer / steps * 1e3,

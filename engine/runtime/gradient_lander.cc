@@ -26,6 +26,7 @@ bool adds_to_later_units(const std::vector<Unit>& units, size_t unit, const Para
 GradientLander::GradientLander(const Plan& plan, const Parts& parts, offload::TierManager& tiers)
     : plan_(plan),
       parts_(parts),
+      host_landings_(parts.host, parts.traffic),
       element_bytes_(size_bytes(plan.state.param_dtype)),
       landed_bytes_(size_bytes(plan.landed_dtype())),
       slot_memory_(tiers.claim(reserved::kLocalGrads)),
@@ -163,17 +164,19 @@ void GradientLander::land_on_host(const Arriving& arriving) {
                        static_cast<size_t>(part.numel()) * landed_bytes_,
                        CopyDirection::device_to_host, {StateKind::grad, unit, "gradients"});
   parts_.host.wait(parts_.copy_out.record(), {StateKind::grad, unit, "host waits for gradients"});
+  host_landings_.begin();
   parts_.host_ops.land_gradient(parts_.host,
                                 spans(part, landing.data, arriving, host_sums_.as<double>()));
+  host_landings_.end({StateKind::grad, unit, "land gradients"});
   landing.free = parts_.host.record();
 }
 
-double GradientLander::finish(TrafficSink& traffic) {
+double GradientLander::finish() {
   const auto device_grains =
       static_cast<size_t>(parts_.state.spec().grad.range(Tier::device).grains());
   parts_.compute.synchronize();
   {
-    const WaitScope wait(traffic, {StateKind::grad, -1, kLandingWaitLabel}, "driver");
+    const WaitScope wait(parts_.traffic, {StateKind::grad, -1, kLandingWaitLabel}, "driver");
     parts_.comm_queue.synchronize();
     if (device_grains > 0) {
       parts_.copy_out.copy(host_sums_.data(), device_sums_.data(), device_grains * sizeof(double),

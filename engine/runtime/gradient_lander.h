@@ -14,6 +14,7 @@
 
 #include "engine/comm/communicator.h"
 #include "engine/plan/planner.h"
+#include "kernels/device/compute_spans.h"
 #include "kernels/device/device.h"
 #include "kernels/ops/state_ops.h"
 #include "offload/tier_manager.h"
@@ -37,6 +38,7 @@ class GradientLander {
     Queue& comm_queue;  // the communicator's
     Queue& copy_out;    // of the device: to the host
     Queue& host;        // of host threads
+    TrafficSink& traffic;
   };
   // All must outlive the lander.
   GradientLander(const Plan& plan, const Parts& parts, offload::TierManager& tiers);
@@ -50,7 +52,7 @@ class GradientLander {
 
   // Waits for everything landed and returns the sum of squares over this rank's grains, in grain
   // order, of the accumulated gradients before scaling. Not finite exactly when one of them is not.
-  double finish(TrafficSink& traffic);
+  double finish();
 
  private:
   struct Slot {
@@ -87,6 +89,7 @@ class GradientLander {
 
   const Plan& plan_;
   const Parts parts_;
+  ComputeSpans host_landings_;
   const size_t element_bytes_;  // of local gradients
   const size_t landed_bytes_;   // an element of plan.landed_dtype()
   offload::Arena slot_memory_;

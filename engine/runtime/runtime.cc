@@ -43,6 +43,7 @@ Runtime::Runtime(Model model, const Config& config, const World& world,
   comm_queue_ = device_->create_queue({"comm", 1});
   host_ = make_host_queue({"host update", thread_count(config_.optimizer_threads, world_)},
                           host_options(config_, disturbance), recorder_);
+  passes_ = std::make_unique<ComputeSpans>(*compute_, recorder_);
   layer_ops_ = ops::make_host_layer_ops(*compute_, compute_threads);
   if (disturbance.wrap_ops) layer_ops_ = disturbance.wrap_ops(std::move(layer_ops_));
   device_state_ops_ = ops::make_host_state_ops();
@@ -79,7 +80,7 @@ void Runtime::build(const Disturbance& disturbance) {
   lander_ = std::make_unique<GradientLander>(
       *plan_,
       GradientLander::Parts{*state_, *comm_, *device_state_ops_, *host_state_ops_, *compute_,
-                            *comm_queue_, *copy_out_, *host_},
+                            *comm_queue_, *copy_out_, *host_, recorder_},
       *tiers_);
   optimizer_ = std::make_unique<Optimizer>(*plan_, config_, *device_state_ops_, *host_state_ops_);
   pipeline_ = std::make_unique<offload::OptimizerPipeline>(
@@ -223,7 +224,9 @@ void Runtime::forward(const Action& action, bool training) {
   const LayerForward context{layer_context(action, params), output,
                              losses_.as<double>() + action.micro_batch, training,
                              /*loss_scale=*/1.0f};
+  passes_->begin();
   model_.layers[static_cast<size_t>(action.unit)]->forward(context);
+  passes_->end({StateKind::activation, action.unit, action.recompute ? "recompute" : "forward"});
   window_->release(action.unit, compute_->record());
 }
 
@@ -234,7 +237,9 @@ void Runtime::backward(const Action& action) {
   const TensorView input_grad = action.unit == 0 ? TensorView{} : output_grad(action.unit - 1);
   const LayerBackward context{layer_context(action, params), output_grad(action.unit), input_grad,
                               grads};
+  passes_->begin();
   model_.layers[static_cast<size_t>(action.unit)]->backward(context);
+  passes_->end({StateKind::activation, action.unit, "backward"});
   window_->release(action.unit, compute_->record());
 }
 
@@ -298,7 +303,7 @@ StepResult Runtime::train_step(std::span<const Batch> micro_batches) {
   upload_tokens(micro_batches);
   execute(plan_->step, /*training=*/true);
   const double losses = read_losses(micro_batches.size());
-  const double squares = lander_->finish(recorder_);
+  const double squares = lander_->finish();
   const int64_t step_begin = now_ns();
   const double stop = stop_ != nullptr ? stop_->load() : 0;
   const auto of_ranks = of_all_ranks(std::array{losses, squares, stop});

@@ -21,6 +21,7 @@
 #include "engine/runtime/parameter_window.h"
 #include "engine/runtime/parts.h"
 #include "engine/runtime/state_access.h"
+#include "kernels/device/compute_spans.h"
 #include "kernels/ops/layer_ops.h"
 #include "kernels/ops/state_ops.h"
 #include "offload/optimizer_pipeline.h"
@@ -114,7 +115,8 @@ class Runtime {
   std::unique_ptr<Queue> copy_in_;
   std::unique_ptr<Queue> copy_out_;
   std::unique_ptr<Queue> comm_queue_;
-  std::unique_ptr<Queue> host_;  // updates and landings on the host
+  std::unique_ptr<Queue> host_;           // updates and landings on the host
+  std::unique_ptr<ComputeSpans> passes_;  // forward and backward through units
   std::unique_ptr<ops::LayerOps> layer_ops_;
   std::unique_ptr<ops::StateOps> device_state_ops_;
   std::unique_ptr<ops::StateOps> host_state_ops_;

@@ -6,25 +6,26 @@
 
 namespace strata {
 
+// Reports that `lane` (as in TrafficRecord) stood still from `begin_ns` until now.
+inline void record_wait(TrafficSink& sink, const TrafficTag& tag, const char* lane,
+                        int64_t begin_ns) noexcept {
+  sink.record({Activity::wait, tag, lane, /*bytes=*/0, begin_ns, now_ns()});
+}
+
+// The same for as long as the scope lasts. `sink` must outlive it.
 class WaitScope {
  public:
-  // Reports when destroyed. `sink` must outlive the scope; `lane` as in TrafficRecord.
-  WaitScope(TrafficSink& sink, const TrafficTag& tag, const char* lane) : sink_(sink) {
-    record_.activity = Activity::wait;
-    record_.tag = tag;
-    record_.lane = lane;
-    record_.begin_ns = now_ns();
-  }
-  ~WaitScope() {
-    record_.end_ns = now_ns();
-    sink_.record(record_);
-  }
+  WaitScope(TrafficSink& sink, const TrafficTag& tag, const char* lane)
+      : sink_(sink), tag_(tag), lane_(lane), begin_ns_(now_ns()) {}
+  ~WaitScope() { record_wait(sink_, tag_, lane_, begin_ns_); }
   WaitScope(const WaitScope&) = delete;
   WaitScope& operator=(const WaitScope&) = delete;
 
  private:
   TrafficSink& sink_;
-  TrafficRecord record_;
+  const TrafficTag tag_;
+  const char* const lane_;
+  const int64_t begin_ns_;
 };
 
 }  // namespace strata

@@ -9,7 +9,7 @@
 #include "kernels/device/copy_link.h"
 #include "kernels/device/host_memory.h"
 #include "kernels/device/thread_team.h"
-#include "strata/clock.h"
+#include "strata/wait_scope.h"
 
 namespace strata {
 namespace {
@@ -178,7 +178,7 @@ void HostQueue::wait_and_report(const Event& event, const TrafficTag& tag) {
   if (event.reached()) return;
   const int64_t begin_ns = now_ns();
   event.wait();
-  traffic_.record({Activity::wait, tag, name_, 0, begin_ns, now_ns()});
+  record_wait(traffic_, tag, name_, begin_ns);
 }
 
 }  // namespace strata

@@ -30,8 +30,7 @@ StagingLayout staging_layout(const TrainingStateSpec& spec, int buffers) {
     const auto bytes = [&](StateKind kind) {
       return static_cast<uint64_t>(group.grains.grains() * spec.grain_bytes(kind));
     };
-    layout.state_bytes = std::max(
-        layout.state_bytes, static_cast<uint64_t>(group.nvme_kinds()) * bytes(StateKind::master));
+    layout.state_bytes = std::max(layout.state_bytes, spec.extent_bytes(group));
     if (group.param_tier != group.update_tier()) {
       layout.param_bytes = std::max(layout.param_bytes, bytes(StateKind::param));
     }
@@ -114,8 +113,11 @@ class OptimizerPipeline::Graph {
       return flow::continue_msg();
     };
   }
+  bool on_disk(const SubGroup& group) const { return parts_.state.spec().extent_bytes(group) > 0; }
   bool needs_staging(const SubGroup& group) const;
-  int things_before_update(const SubGroup& group) const { return needs_staging(group) ? 2 : 1; }
+  // Whether the update reads parameters that lie elsewhere.
+  bool loads_param(const SubGroup& group) const;
+  int things_before_update(const SubGroup& group) const;
   void want(Job& job);
   void let_through(Job& job);
   void place(Job& job);
@@ -200,7 +202,8 @@ OptimizerPipeline::Graph::Graph(const Parts& parts, const StagingLayout& layout,
 // goes only after queues and pump are through with it.
 OptimizerPipeline::Graph::~Graph() {
   discard();
-  for (Queue* queue : {&parts_.host_update, &parts_.device_update, &parts_.copy_in}) {
+  for (Queue* queue :
+       {&parts_.host_update, &parts_.device_update, &parts_.copy_in, &parts_.copy_out}) {
     queue->finish();
   }
   if (parts_.pump != nullptr) parts_.pump->quiesce();
@@ -209,7 +212,18 @@ OptimizerPipeline::Graph::~Graph() {
 }
 
 bool OptimizerPipeline::Graph::needs_staging(const SubGroup& group) const {
-  return group.nvme_kinds() > 0 || group.param_tier != group.update_tier();
+  return on_disk(group) || group.param_tier != group.update_tier();
+}
+
+bool OptimizerPipeline::Graph::loads_param(const SubGroup& group) const {
+  return parts_.state.spec().codec(StateKind::master) == Codec::split16 &&
+         group.param_tier != group.update_tier();
+}
+
+// It was submitted; it has a buffer, its state and its parameters, as far as it needs them.
+int OptimizerPipeline::Graph::things_before_update(const SubGroup& group) const {
+  return 1 + (needs_staging(group) ? 1 : 0) + (on_disk(group) ? 1 : 0) +
+         (loads_param(group) ? 1 : 0);
 }
 
 // Starts a job that passes through staging, or leaves that to the end of its last write.
@@ -281,6 +295,7 @@ void OptimizerPipeline::Graph::rethrow_failure() {
   parts_.host_update.synchronize();
   parts_.device_update.synchronize();
   parts_.copy_in.synchronize();
+  parts_.copy_out.synchronize();
   const std::lock_guard lock(mutex_);
   std::rethrow_exception(failure_);
 }
@@ -297,7 +312,7 @@ void OptimizerPipeline::Graph::place(Job& job) {
   for (size_t i = 0; i < kOptimizerKindCount; ++i) {
     if (group.state_tier[i] == Tier::nvme) {
       spans.state[i] = next;
-      next += group.grains.grains() * spec.grain_bytes(kOptimizerKinds[i]);
+      next += spec.padded_bytes(kOptimizerKinds[i], group.grains.grains());
     } else {
       spans.state[i] = parts_.state.resident(kOptimizerKinds[i], group.grains.begin);
     }
@@ -315,12 +330,22 @@ void OptimizerPipeline::Graph::read(Job& job) {
     job.staging = free_staging_.back();
     free_staging_.pop_back();
   }
-  if (job.group->nvme_kinds() > 0 && !failed_) {
-    transfer(job, io::Op::read, parts_.state.store()->current(job.group->index),
-             &Graph::arrive_read);
-  } else {
+  const SubGroup& group = *job.group;
+  if (on_disk(group) && !failed_) {
+    transfer(job, io::Op::read, parts_.state.store()->current(group.index), &Graph::arrive_read);
+  } else if (on_disk(group)) {
     arrive_read(&job, nullptr);
   }
+  if (loads_param(group)) {
+    const auto bytes = static_cast<size_t>(group.grains.grains() *
+                                           parts_.state.spec().grain_bytes(StateKind::param));
+    parts_.copy_out.copy(job.staging + layout_.state_bytes,
+                         parts_.state.resident(StateKind::param, group.grains.begin), bytes,
+                         CopyDirection::device_to_host,
+                         {StateKind::param, group.index, "parameters to update"});
+    parts_.copy_out.run(Arrival(job, &Graph::arrive_read));
+  }
+  arrive_read(&job, nullptr);
 }
 
 void OptimizerPipeline::Graph::update(Job& job) {
@@ -350,7 +375,7 @@ void OptimizerPipeline::Graph::update(Job& job) {
 void OptimizerPipeline::Graph::write(Job& job) {
   const SubGroup& group = *job.group;
   const bool updated = !failed_ && !discarding_;
-  const bool to_disk = updated && group.nvme_kinds() > 0;
+  const bool to_disk = updated && on_disk(group);
   const bool to_device = updated && group.param_tier != group.update_tier();
   job.pending.store(1 + (to_disk ? 1 : 0) + (to_device ? 1 : 0));
   if (to_disk) {

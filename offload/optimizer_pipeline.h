@@ -20,14 +20,15 @@
 
 namespace strata::offload {
 
-// One sub-group, ready to be updated: `numel` elements of each, all in memory of `tier`.
+// One sub-group, ready to be updated, all of it in memory of `tier`.
 struct UpdateSpans {
   int32_t sub_group = 0;
   GrainRange grains;
   Tier tier = Tier::host;
-  std::array<std::byte*, kOptimizerKindCount> state = {};  // master, exp_avg, exp_avg_sq
+  // master, exp_avg, exp_avg_sq, as they are kept (TrainingStateSpec::codecs)
+  std::array<std::byte*, kOptimizerKindCount> state = {};
   const std::byte* grad = nullptr;
-  std::byte* param = nullptr;  // to be written
+  std::byte* param = nullptr;  // to be written; where masters are split16 it has the old ones
 };
 
 // Enqueues the update of `spans` on `queue`, a host queue or a queue of the device, and returns.
@@ -38,7 +39,7 @@ using UpdateFn = std::function<void(const UpdateSpans& spans, Queue& queue)>;
 struct StagingLayout {
   int buffers = 0;           // 0: nothing needs staging
   uint64_t state_bytes = 0;  // a buffer's room for the nvme kinds of the largest sub-group
-  uint64_t param_bytes = 0;  // and for its parameters on their way to the device
+  uint64_t param_bytes = 0;  // and for its parameters on their way from and to the device
   uint64_t buffer_bytes() const { return state_bytes + param_bytes; }
 };
 StagingLayout staging_layout(const TrainingStateSpec& spec, int buffers);
@@ -53,6 +54,7 @@ class OptimizerPipeline {
     Queue& host_update;    // updates of grains whose state lives on host and nvme
     Queue& device_update;  // updates of grains whose state lives on the device
     Queue& copy_in;        // parameters host -> device
+    Queue& copy_out;       // parameters device -> host; nobody else's
     TrafficSink& traffic;
   };
   // Label of the time that updates stood still for state to come and go (Activity::wait).

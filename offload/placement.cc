@@ -26,10 +26,6 @@ Tier Placement::tier_of(int64_t grain) const {
   return grain < end_[1] ? Tier::host : Tier::nvme;
 }
 
-int SubGroup::nvme_kinds() const {
-  return static_cast<int>(std::count(state_tier.begin(), state_tier.end(), Tier::nvme));
-}
-
 std::vector<SubGroup> cut_sub_groups(
     int64_t sub_group_grains, const Placement& param,
     std::span<const Placement, kOptimizerKindCount> optimizer_state) {

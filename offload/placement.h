@@ -40,7 +40,6 @@ struct SubGroup {
 
   // The update runs where the state lives: on the device, or on the host for host and nvme.
   Tier update_tier() const { return state_tier[0] == Tier::device ? Tier::device : Tier::host; }
-  int nvme_kinds() const;
 };
 
 // Cuts [0, grains) at every boundary of a placement and at most every `sub_group_grains` grains.

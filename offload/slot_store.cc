@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "strata/codec.h"
 #include "strata/error.h"
 
 namespace strata::offload {
@@ -36,12 +35,9 @@ uint64_t checksum_of(std::span<const std::byte> record) {
 
 }  // namespace
 
-SlotLayout::SlotLayout(std::span<const SubGroup> groups, int slots) : slots_(slots) {
-  extents_.reserve(groups.size());
-  for (const SubGroup& group : groups) {
-    const uint64_t kinds = static_cast<uint64_t>(group.nvme_kinds());
-    const uint64_t bytes =
-        kinds * static_cast<uint64_t>(stored_bytes(Codec::fp32, group.grains.numel()));
+SlotLayout::SlotLayout(std::span<const uint64_t> extent_bytes, int slots) : slots_(slots) {
+  extents_.reserve(extent_bytes.size());
+  for (const uint64_t bytes : extent_bytes) {
     extents_.push_back({file_bytes_, bytes});
     file_bytes_ += bytes * static_cast<uint64_t>(slots);
   }

@@ -1,9 +1,9 @@
 // Slots: places on disk for the sub-groups' state, and the journal that says which of them count.
 //
-// A sub-group with state on nvme has one slot or two, each a contiguous extent that holds its nvme
-// kinds in kOptimizerKinds' order. With two, a step writes the slot that does not count; commit()
-// makes the writes durable, appends a journal record, and only then flips. Whatever happens before
-// that leaves the step before untouched. The record carries a payload that this room never reads.
+// A sub-group with state on nvme has one slot or two, each a contiguous extent. With two, a step
+// writes the slot that does not count; commit() makes the writes durable, appends a journal record,
+// and only then flips. Whatever happens before that leaves the step before untouched. The record
+// carries a payload that this room never reads.
 //
 // The journal is two record places used in turn, so the last two records survive; recover() takes
 // the newest whose checksum holds. Ranks commit together: after commit() nobody starts the next
@@ -23,7 +23,6 @@
 #include <vector>
 
 #include "io/block_file.h"
-#include "offload/placement.h"
 #include "offload/pump.h"
 #include "strata/log.h"
 
@@ -35,10 +34,11 @@ struct Extent {
   uint64_t bytes = 0;
 };
 
-// Where everything lies in the state file; a pure function of the sub-groups.
+// Where everything lies in the state file.
 class SlotLayout {
  public:
-  SlotLayout(std::span<const SubGroup> groups, int slots);
+  // `extent_bytes`: of each sub-group's slots, multiples of 4096; 0 where nothing is on disk.
+  SlotLayout(std::span<const uint64_t> extent_bytes, int slots);
 
   int slots() const { return slots_; }
   uint64_t file_bytes() const { return file_bytes_; }

@@ -3,9 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <exception>
 
-#include "strata/codec.h"
 #include "strata/error.h"
 
 namespace strata::offload {
@@ -23,22 +21,7 @@ size_t optimizer_index(StateKind kind) {
   return static_cast<size_t>(kind) - static_cast<size_t>(StateKind::master);
 }
 
-// Waits for all of them, then throws the first failure: no transfer may outlive the call that
-// started it. The pump's pool is finite, so callers do this every so often.
-void wait_all(std::vector<Ticket>& tickets) {
-  std::exception_ptr failure;
-  for (Ticket& ticket : tickets) {
-    try {
-      ticket.wait();
-    } catch (...) {
-      if (failure == nullptr) failure = std::current_exception();
-    }
-  }
-  tickets.clear();
-  if (failure != nullptr) std::rethrow_exception(failure);
-}
-
-constexpr size_t kMaxTicketsHeld = 16;
+constexpr uint64_t kDiskBlockBytes = 4096;
 
 }  // namespace
 
@@ -57,6 +40,10 @@ const Placement& TrainingStateSpec::placement(StateKind kind) const {
   }
 }
 
+Codec TrainingStateSpec::codec(StateKind optimizer_kind) const {
+  return codecs[optimizer_index(optimizer_kind)];
+}
+
 int64_t TrainingStateSpec::grain_bytes(StateKind kind) const {
   switch (kind) {
     case StateKind::param:
@@ -64,28 +51,48 @@ int64_t TrainingStateSpec::grain_bytes(StateKind kind) const {
     case StateKind::grad:
       return kGrainNumel * static_cast<int64_t>(size_bytes(grad_dtype));
     default:
-      return stored_bytes(Codec::fp32, kGrainNumel);
+      return stored_bytes(codec(kind), kGrainNumel);
   }
 }
 
 bool TrainingStateSpec::uses_nvme() const {
   return std::any_of(sub_groups.begin(), sub_groups.end(),
-                     [](const SubGroup& group) { return group.nvme_kinds() > 0; });
+                     [this](const SubGroup& group) { return extent_bytes(group) > 0; });
+}
+
+uint64_t TrainingStateSpec::padded_bytes(StateKind kind, int64_t grains) const {
+  const auto bytes = static_cast<uint64_t>(grains * grain_bytes(kind));
+  return (bytes + kDiskBlockBytes - 1) / kDiskBlockBytes * kDiskBlockBytes;
+}
+
+uint64_t TrainingStateSpec::extent_bytes(const SubGroup& group) const {
+  uint64_t bytes = 0;
+  for (size_t i = 0; i < kOptimizerKindCount; ++i) {
+    if (group.state_tier[i] == Tier::nvme) {
+      bytes += padded_bytes(kOptimizerKinds[i], group.grains.grains());
+    }
+  }
+  return bytes;
+}
+
+SlotLayout TrainingStateSpec::slot_layout() const {
+  std::vector<uint64_t> bytes;
+  for (const SubGroup& group : sub_groups) bytes.push_back(extent_bytes(group));
+  return SlotLayout(bytes, slots);
 }
 
 std::vector<Reservation> reservations_for(const TrainingStateSpec& spec) {
   std::vector<Reservation> reservations;
   for (StateKind kind : kShardKinds) {
     for (Tier tier : {Tier::device, Tier::host}) {
-      const int64_t grains = spec.placement(kind).range(tier).grains();
-      if (grains == 0) continue;
-      reservations.push_back({tier, kind, arena_name(kind, tier),
-                              static_cast<uint64_t>(grains * spec.grain_bytes(kind))});
+      const auto bytes =
+          static_cast<uint64_t>(spec.placement(kind).range(tier).grains() * spec.grain_bytes(kind));
+      if (bytes > 0) reservations.push_back({tier, kind, arena_name(kind, tier), bytes});
     }
   }
   if (spec.uses_nvme()) {
-    const SlotLayout layout(spec.sub_groups, spec.slots);
-    reservations.push_back({Tier::nvme, StateKind::master, "state file", layout.file_bytes()});
+    reservations.push_back(
+        {Tier::nvme, StateKind::master, "state file", spec.slot_layout().file_bytes()});
   }
   return reservations;
 }
@@ -109,80 +116,67 @@ std::byte* TrainingState::resident(StateKind kind, int64_t grain) const {
   return arena.data() + (grain - placement.range(tier).begin) * spec_.grain_bytes(kind);
 }
 
-// Calls visit(run, tier, sub_group, buffer_offset) for each part of `grains` that lies in one tier
-// and, on nvme, in one sub-group.
-template <typename Visit>
-void TrainingState::for_each_run(StateKind kind, GrainRange grains, const Visit& visit) {
-  for (const SubGroup& group : spec_.sub_groups) {
-    const GrainRange run = intersect(group.grains, grains);
-    if (run.empty()) continue;
-    // The gradient's placement follows the update and so is cut by no sub-group either.
-    const Tier tier = spec_.placement(kind).tier_of(run.begin);
-    visit(run, tier, group, (run.begin - grains.begin) * spec_.grain_bytes(kind));
-  }
+const SubGroup& TrainingState::sub_group_of(GrainRange grains) const {
+  const auto after = std::upper_bound(
+      spec_.sub_groups.begin(), spec_.sub_groups.end(), grains.begin,
+      [](int64_t begin, const SubGroup& group) { return begin < group.grains.end; });
+  require(after != spec_.sub_groups.end() && grains.end <= after->grains.end &&
+              (grains.begin - after->grains.begin) % kTransferAlignGrains == 0 &&
+              (grains.end == after->grains.end || grains.grains() % kTransferAlignGrains == 0),
+          "a transfer of training state lies in one sub-group, at a multiple of 64 grains");
+  return *after;
 }
 
-IoCommand TrainingState::nvme_command(StateKind kind, GrainRange run, const SubGroup& group,
-                                      Extent extent, std::byte* data) const {
-  // Kinds before this one in the extent.
-  const auto kinds_before = std::count(
-      group.state_tier.begin(),
-      group.state_tier.begin() + static_cast<int64_t>(optimizer_index(kind)), Tier::nvme);
-  const int64_t grain_bytes = spec_.grain_bytes(kind);
-  const int64_t grain = kinds_before * group.grains.grains() + run.begin - group.grains.begin;
+IoCommand TrainingState::nvme_command(io::Op op, StateKind kind, GrainRange grains, Extent extent,
+                                      std::byte* data) const {
+  const SubGroup& group = sub_group_of(grains);
+  uint64_t offset = extent.offset;
+  for (size_t i = 0; kOptimizerKinds[i] != kind; ++i) {
+    if (group.state_tier[i] == Tier::nvme) {
+      offset += spec_.padded_bytes(kOptimizerKinds[i], group.grains.grains());
+    }
+  }
+  offset += static_cast<uint64_t>((grains.begin - group.grains.begin) * spec_.grain_bytes(kind));
   IoCommand command;
+  command.op = op;
   command.file = &store_->file();
-  command.offset = extent.offset + static_cast<uint64_t>(grain * grain_bytes);
+  command.offset = offset;
   command.data = data;
-  command.bytes = static_cast<uint64_t>(run.grains() * grain_bytes);
+  command.bytes = spec_.padded_bytes(kind, grains.grains());
   command.tag = {kind, group.index, "transfer"};
   return command;
 }
 
-void TrainingState::read(StateKind kind, GrainRange grains, std::byte* buffer) {
-  std::vector<Ticket> tickets;
-  for_each_run(kind, grains, [&](GrainRange run, Tier tier, const SubGroup& group, int64_t offset) {
-    std::byte* part = buffer + offset;
-    const auto bytes = static_cast<size_t>(run.grains() * spec_.grain_bytes(kind));
-    if (tier == Tier::nvme) {
-      IoCommand command = nvme_command(kind, run, group, store_->current(group.index), part);
-      command.op = io::Op::read;
-      tickets.push_back(pump_->submit(command));
-      if (tickets.size() >= kMaxTicketsHeld) wait_all(tickets);
-    } else {
-      const auto direction =
-          tier == Tier::device ? CopyDirection::device_to_host : CopyDirection::host_to_host;
-      transfer_.copy(part, resident(kind, run.begin), bytes, direction,
-                     {kind, group.index, "transfer"});
-    }
-  });
-  wait_all(tickets);
+void TrainingState::copy(StateKind kind, GrainRange grains, std::byte* to, const std::byte* from,
+                         CopyDirection on_device) const {
+  const bool is_on_device = spec_.placement(kind).tier_of(grains.begin) == Tier::device;
+  transfer_.copy(to, from, static_cast<size_t>(grains.grains() * spec_.grain_bytes(kind)),
+                 is_on_device ? on_device : CopyDirection::host_to_host,
+                 {kind, sub_group_of(grains).index, "transfer"});
   transfer_.synchronize();
 }
 
+void TrainingState::read(StateKind kind, GrainRange grains, std::byte* buffer) {
+  const int32_t group = sub_group_of(grains).index;
+  if (spec_.grain_bytes(kind) == 0) return;
+  if (const std::byte* const here = resident(kind, grains.begin)) {
+    copy(kind, grains, buffer, here, CopyDirection::device_to_host);
+  } else {
+    pump_->submit(nvme_command(io::Op::read, kind, grains, store_->current(group), buffer)).wait();
+  }
+}
+
 void TrainingState::write(StateKind kind, GrainRange grains, const std::byte* buffer) {
-  std::vector<Ticket> tickets;
-  for_each_run(kind, grains, [&](GrainRange run, Tier tier, const SubGroup& group, int64_t offset) {
-    const std::byte* part = buffer + offset;
-    const auto bytes = static_cast<size_t>(run.grains() * spec_.grain_bytes(kind));
-    if (tier == Tier::nvme) {
-      for (int slot = 0; slot < spec_.slots; ++slot) {
-        IoCommand command =
-            nvme_command(kind, run, group, store_->layout().extent(group.index, slot),
-                         const_cast<std::byte*>(part));
-        command.op = io::Op::write;
-        tickets.push_back(pump_->submit(command));
-      }
-      if (tickets.size() >= kMaxTicketsHeld) wait_all(tickets);
-    } else {
-      const auto direction =
-          tier == Tier::device ? CopyDirection::host_to_device : CopyDirection::host_to_host;
-      transfer_.copy(resident(kind, run.begin), part, bytes, direction,
-                     {kind, group.index, "transfer"});
-    }
-  });
-  wait_all(tickets);
-  transfer_.synchronize();
+  const int32_t group = sub_group_of(grains).index;
+  if (spec_.grain_bytes(kind) == 0) return;
+  if (std::byte* const here = resident(kind, grains.begin)) {
+    return copy(kind, grains, here, buffer, CopyDirection::host_to_device);
+  }
+  for (int slot = 0; slot < spec_.slots; ++slot) {
+    const Extent extent = store_->layout().extent(group, slot);
+    pump_->submit(nvme_command(io::Op::write, kind, grains, extent, const_cast<std::byte*>(buffer)))
+        .wait();
+  }
 }
 
 }  // namespace strata::offload

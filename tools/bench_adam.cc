@@ -22,7 +22,6 @@
 namespace strata::tools {
 namespace {
 
-using ops::OptimizerKind;
 using Json = nlohmann::ordered_json;
 
 constexpr int64_t kDefaultNumel = int64_t{64} << 20;
@@ -77,7 +76,7 @@ std::vector<T> chosen(const std::string& option, const std::string& value, const
 
 Setting::Setting(const BenchAdamOptions& options)
     : numel(options.numel.value_or(options.smoke ? kSmokeNumel : kDefaultNumel)),
-      optimizers(chosen<OptimizerKind>("--optimizer", options.optimizer, ops::kOptimizerKinds,
+      optimizers(chosen<OptimizerKind>("--optimizer", options.optimizer, kOptimizers,
                                        [](OptimizerKind kind) { return name(kind); })),
       isas(options.isa.empty()
                ? std::vector<std::string_view>{ops::active_isa()}
@@ -154,7 +153,7 @@ class TrainingState {
 };
 
 uint64_t bytes_held(OptimizerKind kind, const Setting& setting) {
-  const ops::OptimizerMoments moments = moments_of(kind);
+  const OptimizerMoments moments = moments_of(kind);
   const size_t states = size_t{1} + (moments.exp_avg ? 1 : 0) + (moments.exp_avg_sq ? 1 : 0);
   return static_cast<uint64_t>(setting.numel) *
          (states * sizeof(float) + size_bytes(setting.grad_dtype) +

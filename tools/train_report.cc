@@ -138,6 +138,7 @@ std::string RunTotals::table(const PlanSummary& plan) const {
     out += fmt::format("{:<8} {:>12.1f} {:>12.1f} {:>12.1f}\n", name(tier), mib(peak_[i]),
                        mib(plan.needed_bytes[i]), mib(plan.budget_bytes[i]));
   }
+  out += fmt::format("optimizer state: {}\n", optimizer_state_text(plan));
   const double steps = static_cast<double>(std::max<int64_t>(steps_, 1));
   out += fmt::format("\n{:<12} {:>14} {:>14} {:>14}\n", "link", "MiB a step", "planned",
                      "GB/s of step");

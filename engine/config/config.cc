@@ -23,6 +23,7 @@ class Resolver {
     resolve_optimizer();
     resolve_schedule();
     config_.dtype = draft_.bf16 || draft_.bfloat16 ? DType::bf16 : DType::fp32;
+    resolve_codecs();
     config_.sub_group_numel =
         std::max<int64_t>(1, draft_.sub_group_size / kGrainNumel) * kGrainNumel;
     resolve_placement();
@@ -60,17 +61,36 @@ class Resolver {
     config_.accumulation_steps = *steps;
   }
 
-  void resolve_optimizer() const {
+  void resolve_optimizer() {
     if (draft_.optimizer_given && !draft_.optimizer_type) {
       fail("\"optimizer.type\" is missing: write \"AdamW\"");
     }
-    const bool l2 = draft_.optimizer_type == "adam" && !draft_.adam_w_mode;
-    if (l2 && config_.optimizer.weight_decay > 0) {
+    OptimizerConfig& optimizer = config_.optimizer;
+    optimizer.kind = draft_.optimizer_type.value_or(OptimizerKind::adamw);
+    if (optimizer.kind == OptimizerKind::adam && draft_.adam_w_mode) {
+      optimizer.kind = OptimizerKind::adamw;
+    }
+    const bool is_sgd = optimizer.kind == OptimizerKind::sgd;
+    const bool is_lion = optimizer.kind == OptimizerKind::lion;
+    const bool has_betas = !is_sgd && optimizer.kind != OptimizerKind::adagrad;
+    require_unused(draft_.betas_given && !has_betas, "betas");
+    require_unused(draft_.eps_given && (is_sgd || is_lion), "eps");
+    require_unused(draft_.momentum_given && !is_sgd, "momentum");
+  }
+
+  void require_unused(bool given, const char* key) const {
+    if (!given) return;
+    fail(fmt::format("\"optimizer.params.{}\" means nothing to {}: remove it", key,
+                     name(config_.optimizer.kind)));
+  }
+
+  void resolve_codecs() const {
+    if (config_.master_codec == Codec::split16 && config_.dtype != DType::bf16) {
       fail(
-          fmt::format("\"optimizer.params.weight_decay\" is {} with \"adam_w_mode\": false, and "
-                      "L2 regularisation is not there yet: remove \"adam_w_mode\" for decoupled "
-                      "decay, or set the decay to 0",
-                      config_.optimizer.weight_decay));
+          fmt::format("\"strata.master_codec\" is \"split16\", which keeps the rest that bf16 "
+                      "parameters leave, "
+                      "and parameters are {}: train in bf16, or write \"fp32\"",
+                      name(config_.dtype)));
     }
   }
 
@@ -109,9 +129,17 @@ class Resolver {
     }
     const double ratio = draft_.ratio;
     config_.param = placement_of(0, "param", whole(draft_.offload_param, 1));
+    const auto codecs = codecs_of(config_);
     for (size_t i = 0; i < kOptimizerKindCount; ++i) {
-      config_.optimizer_state[i] = placement_of(i + 1, std::string(name(kOptimizerKinds[i])),
-                                                whole(draft_.offload_optimizer, ratio));
+      const std::string kind(name(kOptimizerKinds[i]));
+      config_.optimizer_state[i] =
+          placement_of(i + 1, kind, whole(draft_.offload_optimizer, ratio));
+      if (codecs[i] != Codec::none) continue;
+      if (draft_.placement_given[i + 1]) {
+        fail(fmt::format("\"strata.placement.{}\": {} keeps no {}: remove it", kind,
+                         name(config_.optimizer.kind), kind));
+      }
+      config_.optimizer_state[i] = config_.optimizer_state[0];
     }
     if (config_.param.nvme > 0) {
       fail(
@@ -183,6 +211,12 @@ class Resolver {
 };
 
 }  // namespace
+
+std::array<Codec, kOptimizerKindCount> codecs_of(const Config& config) {
+  const OptimizerMoments moments = moments_of(config.optimizer.kind);
+  return {config.master_codec, moments.exp_avg ? config.moment_codec : Codec::none,
+          moments.exp_avg_sq ? config.moment_codec : Codec::none};
+}
 
 Config Config::from_json(std::string_view text, const std::string& source, int world_size) {
   ConfigDraft draft;

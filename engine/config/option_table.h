@@ -22,9 +22,9 @@ struct ConfigDraft {
   std::optional<int64_t> train_batch, micro_batch, accumulation_steps;
   bool bf16 = false, bfloat16 = false;
 
-  std::optional<std::string> optimizer_type;
+  std::optional<OptimizerKind> optimizer_type;
   bool optimizer_given = false;
-  bool lr_given = false;
+  bool lr_given = false, betas_given = false, eps_given = false, momentum_given = false;
   bool adam_w_mode = true;
 
   bool scheduler_given = false, scheduler_typed = false;

@@ -247,8 +247,8 @@ Group strata_group(ConfigDraft& draft) {
   Group group = {
       "Strata's own",
       {section("strata",
-               "What DeepSpeed has no key for. Except for `seed`, none of it changes the "
-               "training state."),
+               "What DeepSpeed has no key for. Except for `seed` and `moment_codec`, none of it "
+               "changes the training state."),
        honoured("strata.device",
                 choice(out.device, {{"auto", DeviceChoice::automatic},
                                     {"host", DeviceChoice::host},
@@ -264,6 +264,16 @@ Group strata_group(ConfigDraft& draft) {
                 "Threads for the optimizer's update on the host; 0: all cores."),
        honoured("strata.staging_buffers", integer(out.staging_buffers, {1, 1024}),
                 "Sub-groups under way between nvme and the update."),
+       honoured("strata.master_codec",
+                choice(out.master_codec, {{"fp32", Codec::fp32}, {"split16", Codec::split16}}),
+                "How master weights are kept between steps: split16 keeps the 16 bits that bf16 "
+                "parameters leave, exact and half the bytes."),
+       honoured("strata.moment_codec",
+                choice(out.moment_codec,
+                       {{"fp32", Codec::fp32}, {"bf16", Codec::bf16}, {"int8", Codec::int8}}),
+                "How the optimizer's moments are kept: bf16 and int8 (8-bit floats with a scale "
+                "for each 256) are rounded stochastically, by step and element, and change the "
+                "training state."),
        honoured("strata.overlap", boolean(out.overlap),
                 "false: one thing at a time, for measuring and debugging."),
        honoured("strata.recompute",

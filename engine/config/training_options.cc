@@ -66,18 +66,19 @@ Group precision_group(ConfigDraft& draft) {
 }
 
 // `type` by DeepSpeed's spelling, upper and lower case alike.
-Value optimizer_type(std::optional<std::string>& out) {
-  const std::string expects = "\"AdamW\" or \"Adam\"";
+Value optimizer_type(std::optional<OptimizerKind>& out) {
+  const std::string expects = "\"Adam\", \"AdamW\", \"Adagrad\", \"Lion\" or \"SGD\"";
   return {expects, "\"AdamW\"", [=, &out](const Json& json) -> std::string {
             if (!json.is_string()) return must_be(expects, json);
             std::string lower = json.get<std::string>();
             for (char& c : lower)
               c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-            if (lower != "adam" && lower != "adamw") {
-              return fmt::format("is {}, which is not there yet: use {}", json.dump(), expects);
+            for (OptimizerKind kind : kOptimizers) {
+              if (lower != name(kind)) continue;
+              out = kind;
+              return "";
             }
-            out = lower;
-            return "";
+            return fmt::format("is {}, which is not there yet: use {}", json.dump(), expects);
           }};
 }
 
@@ -111,7 +112,7 @@ void add_keys_of_other_optimizers(std::vector<Option>& options) {
   for (const char* key :
        {"freeze_step", "cuda_aware", "comm_backend_name", "var_freeze_step", "var_update_scaler",
         "local_step_scaler", "local_step_clipper", "coeff_beta", "factor_max", "factor_min",
-        "factor_threshold", "max_coeff", "min_coeff", "momentum"}) {
+        "factor_threshold", "max_coeff", "min_coeff"}) {
     options.push_back(refused(std::string("optimizer.params.") + key, Type::anything, nothing(),
                               "it belongs to an optimizer that is not there yet; remove it"));
   }
@@ -130,16 +131,30 @@ Group optimizer_group(ConfigDraft& draft) {
        honoured("optimizer.params.lr",
                 and_then(number(out.lr, {.min = 0}), [&draft] { draft.lr_given = true; }),
                 "Learning rate.", "A scheduler takes its place, as in DeepSpeed.", "5e-5"),
-       honoured("optimizer.params.betas", betas(out), "Decay rates of the two moments.", "",
-                "[0.9, 0.999]"),
-       honoured("optimizer.params.eps", number(out.eps, {.min = 0, .above_min = true}),
-                "Added to the root of the second moment.", "", "1e-8"),
+       honoured("optimizer.params.betas",
+                and_then(betas(out), [&draft] { draft.betas_given = true; }),
+                "Decay rates of Adam's two moments; of Lion's step and its moment.",
+                "Not for Adagrad and SGD.", "[0.9, 0.999]"),
+       honoured("optimizer.params.eps",
+                and_then(number(out.eps, {.min = 0, .above_min = true}),
+                         [&draft] { draft.eps_given = true; }),
+                "Added to the root of the second moment.", "Not for Lion and SGD.", "1e-8"),
+       honoured("optimizer.params.momentum",
+                and_then(number(out.momentum, {.min = 0, .max = 1}),
+                         [&draft] { draft.momentum_given = true; }),
+                "SGD's.", "For SGD alone."),
        honoured("optimizer.params.weight_decay", number(out.weight_decay, {.min = 0}),
-                "Decoupled weight decay, of tensors of rank 2 or more.",
+                "Weight decay, of tensors of rank 2 or more: decoupled in AdamW and Lion, L2 "
+                "regularisation in Adam, Adagrad and SGD.",
                 "DeepSpeed decays every parameter of the group it is given.", "0.0"),
        honoured("optimizer.params.adam_w_mode", boolean(draft.adam_w_mode),
-                "With \"Adam\", false asks for L2 regularisation, which is an "
-                "error unless `weight_decay` is 0."),
+                "With \"Adam\", false asks for L2 regularisation."),
+       refused("optimizer.params.nesterov", Type::boolean, only(false),
+               "Nesterov's momentum is not there; write false or remove it"),
+       refused("optimizer.params.dampening", Type::number, only(0),
+               "SGD is not dampened; write 0 or remove it"),
+       refused("optimizer.params.lr_decay", Type::number, only(0),
+               "Adagrad's own decay of the learning rate is not there; use \"scheduler\""),
        no_effect("optimizer.params.torch_adam", Type::boolean,
                  "There is one implementation of the update."),
        refused("optimizer.params.bias_correction", Type::boolean, only(true),
@@ -147,7 +162,7 @@ Group optimizer_group(ConfigDraft& draft) {
        refused("optimizer.params.amsgrad", Type::boolean, only(false),
                "AMSGrad is not there yet; write false or remove it"),
        refused("optimizer.params.fp32_optimizer_states", Type::boolean, only(true),
-               "moments are kept in fp32; write true or remove it"),
+               "`strata.moment_codec` says how moments are kept; write true or remove it"),
        no_effect("optimizer.params.set_grad_none", Type::boolean,
                  "Gradients have buffers of their own for the whole run."),
        refused("optimizer.params.max_grad_norm", Type::number, nothing(),

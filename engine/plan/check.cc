@@ -52,6 +52,10 @@ void check_config(const PlanInput& input) {
     throw ConfigError(
         fmt::format("{} is not there yet: train in bf16 or fp32", name(config.dtype)));
   }
+  if (config.master_codec == Codec::split16 && config.dtype != DType::bf16) {
+    throw ConfigError(
+        fmt::format("split16 masters need bf16 parameters, and these are {}", name(config.dtype)));
+  }
   check_fractions("param", config.param);
   if (config.param.nvme > 0) {
     throw ConfigError("parameters on nvme are not there yet: place them on device and host");

@@ -19,6 +19,17 @@ std::optional<Tier> PlanSummary::over_budget() const {
   return std::nullopt;
 }
 
+std::string optimizer_state_text(const PlanSummary& plan) {
+  std::string out;
+  double bytes = 0;
+  for (size_t i = 0; i < kOptimizerKindCount; ++i) {
+    if (plan.codecs[i] == Codec::none) continue;
+    out += fmt::format("{} {}, ", name(kOptimizerKinds[i]), name(plan.codecs[i]));
+    bytes += static_cast<double>(stored_bytes(plan.codecs[i], kGrainNumel)) / kGrainNumel;
+  }
+  return out + fmt::format("{:.2f} bytes a parameter", bytes);
+}
+
 std::string to_string(const PlanSummary& plan) {
   const std::string whose =
       plan.ranks == 1 ? "" : fmt::format(" on rank {} of {}", plan.rank, plan.ranks);
@@ -33,6 +44,7 @@ std::string to_string(const PlanSummary& plan) {
       if (r.tier == tier) out += fmt::format("    {:<28} {:>9.2f} MiB\n", r.name, mib(r.bytes));
     }
   }
+  out += fmt::format("  optimizer state: {}\n", optimizer_state_text(plan));
   out += fmt::format("  process overhead {:.1f} MiB\n", mib(plan.process_overhead_bytes));
   out += "  a step moves";
   for (size_t link = 0; link < kLinkCount; ++link) {

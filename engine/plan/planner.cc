@@ -15,7 +15,7 @@ namespace strata::engine {
 namespace {
 
 constexpr uint64_t kPieceAlignBytes = 4096;
-constexpr int64_t kTransferGrains = 256;  // 4 MiB of fp32
+constexpr int64_t kTransferGrains = 4 * offload::kTransferAlignGrains;  // 4 MiB of fp32
 // What the process grows by on top of its reservations while it trains: code generated for matrix
 // products, thread stacks, queues, the pages of libraries that are first used then.
 constexpr uint64_t kGrowthBytes = uint64_t{96} << 20;
@@ -89,6 +89,7 @@ class Planner {
         grains == 0 ? 0.0 : static_cast<double>(updated_on_device) / static_cast<double>(grains);
     state.grad = offload::Placement({device_part, 1.0 - device_part, 0.0}, grains);
     state.param_dtype = config.dtype;
+    state.codecs = codecs_of(config);
     // Sums over ranks and micro-batches are fp32; one micro-batch's on one rank is kept as it is.
     state.grad_dtype =
         config.accumulation_steps == 1 && input_.world.size == 1 ? config.dtype : DType::fp32;
@@ -97,7 +98,8 @@ class Planner {
                                                state.optimizer_state);
     plan_.frozen_tier = config.param.device == 1.0 ? Tier::device : Tier::host;
     plan_.staging = offload::staging_layout(state, config.overlap ? config.staging_buffers : 1);
-    plan_.transfer_grains = std::min(kTransferGrains, std::max<int64_t>(grains, 1));
+    plan_.transfer_grains = std::min(
+        kTransferGrains, round_up(std::max<int64_t>(grains, 1), offload::kTransferAlignGrains));
   }
 
   // A unit is gathered unless all of it lies on the device already.
@@ -248,11 +250,9 @@ class Planner {
     add(Tier::host, StateKind::other, reserved::kGrainSums,
         static_cast<uint64_t>(plan_.layout.trainable_grains()) * sizeof(double));
     add(Tier::host, StateKind::other, reserved::kTransfer,
-        static_cast<uint64_t>(2 * plan_.transfer_grains *
-                              plan_.state.grain_bytes(StateKind::master)));
+        static_cast<uint64_t>(2 * plan_.transfer_grains * kGrainNumel) * sizeof(float));
     if (plan_.commits()) {
-      const offload::SlotLayout slots(plan_.state.sub_groups, plan_.state.slots);
-      const uint64_t journal = offload::SlotStore::journal_bytes(slots);
+      const uint64_t journal = offload::SlotStore::journal_bytes(plan_.state.slot_layout());
       add(Tier::host, StateKind::other, reserved::kJournalRecord, journal / 2);
       add(Tier::nvme, StateKind::other, reserved::kJournalFile, journal);
     }
@@ -304,6 +304,7 @@ class Planner {
     summary.rank = input_.world.rank;
     summary.ranks = input_.world.size;
     summary.parameters = plan_.layout.parameter_count();
+    summary.codecs = plan_.state.codecs;
     const auto grains = static_cast<uint64_t>(plan_.layout.trainable_grains());
     summary.training_state_bytes = 0;
     for (StateKind kind : {StateKind::param, StateKind::grad, StateKind::master, StateKind::exp_avg,

@@ -45,14 +45,18 @@ LinkBytes program_traffic(const Plan& plan, const Program& program, int64_t micr
 
 // State that goes to the update and back, and the parameters that come of it.
 void add_update_traffic(const Plan& plan, LinkBytes& traffic) {
-  const offload::SlotLayout slots(plan.state.sub_groups, plan.state.slots);
+  const offload::SlotLayout slots = plan.state.slot_layout();
   for (const offload::SubGroup& group : plan.state.sub_groups) {
     const uint64_t extent = slots.extent(group.index, 0).bytes;
     bytes_over(Activity::nvme_read, traffic) += extent;
     bytes_over(Activity::nvme_write, traffic) += extent;
     if (group.param_tier == group.update_tier()) continue;
-    bytes_over(Activity::h2d, traffic) +=
+    const auto param_bytes =
         static_cast<uint64_t>(group.grains.grains() * plan.state.grain_bytes(StateKind::param));
+    bytes_over(Activity::h2d, traffic) += param_bytes;
+    if (plan.state.codec(StateKind::master) == Codec::split16) {
+      bytes_over(Activity::d2h, traffic) += param_bytes;
+    }
   }
   if (plan.state.uses_nvme()) {
     bytes_over(Activity::nvme_write, traffic) += offload::SlotStore::journal_bytes(slots) / 2;

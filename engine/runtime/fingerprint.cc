@@ -26,7 +26,9 @@ uint64_t fingerprint(const Model& model, const Config& config, const Plan& plan,
   const WarmupConfig& warmup = config.warmup;
   add(plan.micro_batch.batch, plan.micro_batch.sequence, config.accumulation_steps, config.seed);
   add(name(config.dtype), config.gradient_clipping, config.stage, config.reduce_bucket_numel);
-  add(optimizer.lr, optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.weight_decay);
+  add(name(optimizer.kind), optimizer.lr, optimizer.beta1, optimizer.beta2, optimizer.eps,
+      optimizer.momentum, optimizer.weight_decay, name(config.master_codec),
+      name(config.moment_codec));
   add(warmup.enabled, warmup.min_lr, warmup.max_lr, warmup.num_steps, warmup.logarithmic);
   for (const Program* program : {&plan.step, &plan.evaluate}) {
     for (const Action& action : program->actions) {

@@ -15,38 +15,45 @@ Optimizer::Optimizer(const Plan& plan, const Config& config, ops::StateOps& devi
     for (const Segment& segment : plan.segments) {
       const int64_t from = std::max(begin, segment.begin);
       const int64_t to = std::min(end, segment.end);
-      if (from < to) own.push_back({from - begin, to - begin, segment.weight_decay});
+      if (from >= to) continue;
+      own.push_back({from - begin, to - begin, segment.weight_decay,
+                     segment.first_index + static_cast<uint64_t>(from - segment.begin)});
     }
   }
 }
 
 void Optimizer::begin_step(int64_t step, double lr, double grad_scale) {
-  scalars_.lr = lr;
-  scalars_.beta1 = config_.beta1;
-  scalars_.beta2 = config_.beta2;
-  scalars_.eps = config_.eps;
-  scalars_.grad_scale = grad_scale;
-  scalars_.bias_correction1 = 1.0 - std::pow(config_.beta1, static_cast<double>(step));
-  scalars_.bias_correction2 = 1.0 - std::pow(config_.beta2, static_cast<double>(step));
+  const auto steps = static_cast<double>(step);
+  scalars_ = {.kind = config_.kind,
+              .lr = lr,
+              .beta1 = config_.beta1,
+              .beta2 = config_.beta2,
+              .momentum = config_.momentum,
+              .eps = config_.eps,
+              .weight_decay = 0,
+              .grad_scale = grad_scale,
+              .bias_correction1 = 1.0 - std::pow(config_.beta1, steps),
+              .bias_correction2 = 1.0 - std::pow(config_.beta2, steps),
+              .step = static_cast<uint64_t>(step)};
 }
 
 void Optimizer::update(const offload::UpdateSpans& spans, Queue& queue) const {
   ops::StateOps& ops = spans.tier == Tier::device ? device_ops_ : host_ops_;
-  const auto param_bytes = static_cast<int64_t>(size_bytes(plan_.state.param_dtype));
-  const auto grad_bytes = static_cast<int64_t>(size_bytes(plan_.state.grad_dtype));
+  const auto& codecs = plan_.state.codecs;
+  ops::EncodedSpans encoded{.master = {spans.state[0], codecs[0]},
+                            .exp_avg = {spans.state[1], codecs[1]},
+                            .exp_avg_sq = {spans.state[2], codecs[2]},
+                            .grad = spans.grad,
+                            .param = spans.param,
+                            .grad_dtype = plan_.state.grad_dtype,
+                            .param_dtype = plan_.state.param_dtype};
   for (const Segment& segment : segments_[static_cast<size_t>(spans.sub_group)]) {
     ops::OptimizerScalars scalars = scalars_;
     scalars.weight_decay = segment.weight_decay ? config_.weight_decay : 0.0;
-    ops::OptimizerSpans part;
-    part.master = reinterpret_cast<float*>(spans.state[0]) + segment.begin;
-    part.exp_avg = reinterpret_cast<float*>(spans.state[1]) + segment.begin;
-    part.exp_avg_sq = reinterpret_cast<float*>(spans.state[2]) + segment.begin;
-    part.grad = spans.grad + segment.begin * grad_bytes;
-    part.param = spans.param + segment.begin * param_bytes;
-    part.numel = segment.end - segment.begin;
-    part.grad_dtype = plan_.state.grad_dtype;
-    part.param_dtype = plan_.state.param_dtype;
-    ops.optimizer_update(queue, scalars, part);
+    encoded.begin = segment.begin;
+    encoded.end = segment.end;
+    encoded.first_index = segment.first_index;
+    ops.optimizer_update(queue, scalars, encoded);
   }
 }
 

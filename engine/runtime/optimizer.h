@@ -10,7 +10,7 @@
 
 namespace strata::engine {
 
-// AdamW over the segments of each sub-group, with one set of scalars a step.
+// The configured optimizer over the segments of each sub-group, with one set of scalars a step.
 class Optimizer {
  public:
   // All must outlive the optimizer.
@@ -28,7 +28,8 @@ class Optimizer {
   const OptimizerConfig config_;
   ops::StateOps& device_ops_;
   ops::StateOps& host_ops_;
-  std::vector<std::vector<Segment>> segments_;  // by sub-group, relative to its start
+  // A segment's part in a sub-group, from its start.
+  std::vector<std::vector<Segment>> segments_;  // by sub-group
   ops::OptimizerScalars scalars_;
 };
 

@@ -40,6 +40,7 @@ Runtime::Runtime(Model model, const Config& config, const World& world,
   compute_ = device_->create_queue({"compute", compute_threads});
   copy_in_ = device_->create_queue({"copy in", 1});
   copy_out_ = device_->create_queue({"copy out", 1});
+  state_out_ = device_->create_queue({"state out", 1});
   comm_queue_ = device_->create_queue({"comm", 1});
   host_ = make_host_queue({"host update", thread_count(config_.optimizer_threads, world_)},
                           host_options(config_, disturbance), recorder_);
@@ -85,7 +86,7 @@ void Runtime::build(const Disturbance& disturbance) {
   optimizer_ = std::make_unique<Optimizer>(*plan_, config_, *device_state_ops_, *host_state_ops_);
   pipeline_ = std::make_unique<offload::OptimizerPipeline>(
       offload::OptimizerPipeline::Parts{*state_, pump_.get(), *host_, *compute_, *copy_in_,
-                                        recorder_},
+                                        *state_out_, recorder_},
       plan_->staging, *tiers_,
       [this](const offload::UpdateSpans& spans, Queue& queue) { optimizer_->update(spans, queue); },
       config_.overlap);
@@ -95,7 +96,7 @@ void Runtime::build(const Disturbance& disturbance) {
 // Work that a failure left behind still uses what is about to go.
 Runtime::~Runtime() {
   pipeline_.reset();
-  for (const auto& queue : {&compute_, &copy_in_, &copy_out_, &comm_queue_, &host_}) {
+  for (const auto& queue : {&compute_, &copy_in_, &copy_out_, &state_out_, &comm_queue_, &host_}) {
     (*queue)->finish();
   }
 }
@@ -133,7 +134,7 @@ void Runtime::make_store(const Disturbance& disturbance) {
   file_options.direct = config_.io_direct == DirectChoice::required ? io::DirectMode::required
                         : config_.io_direct == DirectChoice::off    ? io::DirectMode::off
                                                                     : io::DirectMode::automatic;
-  offload::SlotLayout layout(plan_->state.sub_groups, plan_->state.slots);
+  offload::SlotLayout layout = plan_->state.slot_layout();
   offload::SlotStore::Files files{
       io::BlockFile::create_scratch(directory, layout.file_bytes(), file_options, log_), {}};
   tiers_->claim_disk(reserved::kStateFile, files.state.bytes());

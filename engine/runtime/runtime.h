@@ -114,6 +114,7 @@ class Runtime {
   std::unique_ptr<Queue> compute_;
   std::unique_ptr<Queue> copy_in_;
   std::unique_ptr<Queue> copy_out_;
+  std::unique_ptr<Queue> state_out_;  // parameters to the update
   std::unique_ptr<Queue> comm_queue_;
   std::unique_ptr<Queue> host_;           // updates and landings on the host
   std::unique_ptr<ComputeSpans> passes_;  // forward and backward through units

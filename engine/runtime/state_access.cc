@@ -43,15 +43,26 @@ class Hash128 {
   XXH3_state_t* const state_;
 };
 
+// Sub-groups in parts that fit into the buffer.
+std::vector<GrainRange> chunks_of(const Plan& plan) {
+  std::vector<GrainRange> chunks;
+  for (const offload::SubGroup& group : plan.state.sub_groups) {
+    for (int64_t at = group.grains.begin; at < group.grains.end; at += plan.transfer_grains) {
+      chunks.push_back({at, std::min(at + plan.transfer_grains, group.grains.end)});
+    }
+  }
+  return chunks;
+}
+
 }  // namespace
 
 StateAccess::StateAccess(const Plan& plan, const Parts& parts, offload::TierManager& tiers)
     : plan_(plan),
       parts_(parts),
       memory_(tiers.claim(reserved::kTransfer)),
-      values_(memory_.data()),
-      cast_(memory_.data() +
-            plan.transfer_grains * parts.state.spec().grain_bytes(StateKind::master)) {}
+      values_(memory_.as<float>()),
+      stored_(memory_.data() + plan.transfer_grains * kGrainNumel * sizeof(float)),
+      chunks_(chunks_of(plan)) {}
 
 StateAccess::Held StateAccess::held(const FlatBuffer& flat, const FlatParameter& parameter) const {
   const int64_t begin = plan_.layout.position(flat, parameter);
@@ -59,24 +70,16 @@ StateAccess::Held StateAccess::held(const FlatBuffer& flat, const FlatParameter&
   return {begin, intersect({begin, begin + parameter.numel()}, shard)};
 }
 
-std::vector<GrainRange> StateAccess::chunks(GrainRange grains) const {
-  std::vector<GrainRange> parts;
-  for (int64_t begin = grains.begin; begin < grains.end; begin += plan_.transfer_grains) {
-    parts.push_back({begin, std::min(begin + plan_.transfer_grains, grains.end)});
-  }
-  return parts;
-}
-
 template <typename Visit>
 void StateAccess::for_chunks(Range part, const Visit& visit) {
-  if (part.empty()) return;
-  for (const GrainRange chunk : chunks({part.begin / kGrainNumel, grains_for(part.end)})) {
-    visit(chunk, intersect(elements(chunk), part));
+  for (const GrainRange chunk : chunks_) {
+    const Range here = intersect(elements(chunk), part);
+    if (!here.empty()) visit(chunk, here);
   }
 }
 
 void StateAccess::initialize(uint64_t seed) {
-  for (const GrainRange chunk : chunks({0, plan_.layout.trainable_grains()})) {
+  for (const GrainRange chunk : chunks_) {
     fill_initial(chunk, seed);
     store_weights(chunk);
     store_zero_moments(chunk);
@@ -85,8 +88,7 @@ void StateAccess::initialize(uint64_t seed) {
 }
 
 void StateAccess::fill_initial(GrainRange chunk, uint64_t seed) {
-  float* values = reinterpret_cast<float*>(values_);
-  std::fill_n(values, chunk.numel(), 0.0f);
+  std::fill_n(values_, chunk.numel(), 0.0f);
   const Range all = elements(chunk);
   for (const Unit& unit : plan_.layout.units()) {
     for (const FlatParameter& parameter : unit.trainable.parameters) {
@@ -94,21 +96,49 @@ void StateAccess::fill_initial(GrainRange chunk, uint64_t seed) {
       const Range part = intersect(here.part, all);
       if (part.empty()) continue;
       fill(parameter.spec, part.begin - here.begin, part.end - part.begin, seed,
-           values + (part.begin - all.begin));
+           values_ + (part.begin - all.begin));
     }
   }
 }
 
 void StateAccess::store_weights(GrainRange chunk) {
-  parts_.state.write(StateKind::master, chunk, values_);
-  ops::cast(cast_, plan_.state.param_dtype, values_, DType::fp32, chunk.numel());
-  parts_.state.write(StateKind::param, chunk, cast_);
+  const offload::TrainingStateSpec& spec = plan_.state;
+  ops::encode_master(spec.codec(StateKind::master), values_, chunk.numel(), stored_);
+  parts_.state.write(StateKind::master, chunk, stored_);
+  ops::cast(stored_, spec.param_dtype, values_, DType::fp32, chunk.numel());
+  parts_.state.write(StateKind::param, chunk, stored_);
 }
 
 void StateAccess::store_zero_moments(GrainRange chunk) {
-  std::fill_n(reinterpret_cast<float*>(values_), chunk.numel(), 0.0f);
-  parts_.state.write(StateKind::exp_avg, chunk, values_);
-  parts_.state.write(StateKind::exp_avg_sq, chunk, values_);
+  for (StateKind kind : {StateKind::exp_avg, StateKind::exp_avg_sq}) {
+    std::memset(stored_, 0, plan_.state.padded_bytes(kind, chunk.grains()));
+    parts_.state.write(kind, chunk, stored_);
+  }
+}
+
+void StateAccess::clear_moments(GrainRange chunk, Range part) {
+  const int64_t first = part.begin - elements(chunk).begin;
+  const int64_t last = first + (part.end - part.begin);
+  for (StateKind kind : {StateKind::exp_avg, StateKind::exp_avg_sq}) {
+    parts_.state.read(kind, chunk, stored_);
+    ops::clear_blocks(plan_.state.codec(kind), first, round_up(last, kCodecBlockNumel), stored_);
+    parts_.state.write(kind, chunk, stored_);
+  }
+}
+
+void StateAccess::load_values(StateKind kind, GrainRange chunk) {
+  const Codec codec = plan_.state.codec(kind);
+  if (codec == Codec::none) {
+    std::fill_n(values_, chunk.numel(), 0.0f);
+    return;
+  }
+  parts_.state.read(kind, chunk, stored_);
+  std::byte* param = nullptr;
+  if (codec == Codec::split16) {
+    param = stored_ + plan_.state.padded_bytes(kind, chunk.grains());
+    parts_.state.read(StateKind::param, chunk, param);
+  }
+  ops::decode_state({kind, codec, stored_, param, values_, chunk.numel()});
 }
 
 void StateAccess::initialize_frozen(uint64_t seed) {
@@ -129,21 +159,21 @@ void StateAccess::initialize_frozen(uint64_t seed) {
 }
 
 void StateAccess::copy_frozen(std::byte* frozen, std::byte* outside, size_t bytes, bool read) {
-  const auto room = static_cast<size_t>(plan_.transfer_grains *
-                                        parts_.state.spec().grain_bytes(StateKind::master));
+  const auto room = static_cast<size_t>(plan_.transfer_grains * kGrainNumel *
+                                        static_cast<int64_t>(sizeof(float)));
   const TrafficTag tag = {StateKind::param, -1, "transfer"};
   const bool on_device = plan_.frozen_tier == Tier::device;
   for (size_t done = 0; done < bytes; done += room) {
     const size_t part = std::min(room, bytes - done);
     if (read) {
-      parts_.transfer.copy(values_, frozen + done, part,
+      parts_.transfer.copy(stored_, frozen + done, part,
                            on_device ? CopyDirection::device_to_host : CopyDirection::host_to_host,
                            tag);
       parts_.transfer.synchronize();
-      std::memcpy(outside + done, values_, part);
+      std::memcpy(outside + done, stored_, part);
     } else {
-      std::memcpy(values_, outside + done, part);
-      parts_.transfer.copy(frozen + done, values_, part,
+      std::memcpy(stored_, outside + done, part);
+      parts_.transfer.copy(frozen + done, stored_, part,
                            on_device ? CopyDirection::host_to_device : CopyDirection::host_to_host,
                            tag);
       parts_.transfer.synchronize();
@@ -169,14 +199,19 @@ std::vector<float> StateAccess::read(const ParameterRef& ref, StateKind kind) {
 }
 
 void StateAccess::read_trainable(const Held& here, StateKind kind, std::vector<float>& values) {
-  const DType stored = kind == StateKind::param  ? plan_.state.param_dtype
-                       : kind == StateKind::grad ? plan_.state.grad_dtype
-                                                 : DType::fp32;
+  const bool is_encoded = kind != StateKind::param && kind != StateKind::grad;
   for_chunks(here.part, [&](GrainRange chunk, Range part) {
-    parts_.state.read(kind, chunk, values_);
-    const auto skipped = static_cast<size_t>(part.begin - elements(chunk).begin);
-    ops::cast(values.data() + (part.begin - here.begin), DType::fp32,
-              values_ + skipped * size_bytes(stored), stored, part.end - part.begin);
+    float* const to = values.data() + (part.begin - here.begin);
+    const int64_t skipped = part.begin - elements(chunk).begin;
+    if (is_encoded) {
+      load_values(kind, chunk);
+      std::copy_n(values_ + skipped, part.end - part.begin, to);
+      return;
+    }
+    const DType dtype = kind == StateKind::param ? plan_.state.param_dtype : plan_.state.grad_dtype;
+    parts_.state.read(kind, chunk, stored_);
+    ops::cast(to, DType::fp32, stored_ + static_cast<size_t>(skipped) * size_bytes(dtype), dtype,
+              part.end - part.begin);
   });
 }
 
@@ -226,28 +261,25 @@ void StateAccess::write(const ParameterRef& ref, std::span<const float> values) 
   const Unit& unit = plan_.layout.units()[static_cast<size_t>(ref.unit)];
   const Held here = held(unit.trainable, parameter);
   for_chunks(here.part, [&](GrainRange chunk, Range part) {
-    float* const chunk_values = reinterpret_cast<float*>(values_);
-    float* const changed = chunk_values + (part.begin - elements(chunk).begin);
-    parts_.state.read(StateKind::master, chunk, values_);
-    std::copy_n(values.data() + (part.begin - here.begin), part.end - part.begin, changed);
+    load_values(StateKind::master, chunk);
+    std::copy_n(values.data() + (part.begin - here.begin), part.end - part.begin,
+                values_ + (part.begin - elements(chunk).begin));
     store_weights(chunk);
-    for (StateKind kind : {StateKind::exp_avg, StateKind::exp_avg_sq}) {
-      parts_.state.read(kind, chunk, values_);
-      std::fill_n(changed, part.end - part.begin, 0.0f);
-      parts_.state.write(kind, chunk, values_);
-    }
+    clear_moments(chunk, part);
   });
 }
 
 std::vector<StateAccess::GrainHash> StateAccess::grain_hashes(StateKind kind) {
   std::vector<GrainHash> hashes;
-  const auto grain_bytes = static_cast<size_t>(parts_.state.spec().grain_bytes(kind));
-  for (const GrainRange chunk : chunks({0, plan_.layout.trainable_grains()})) {
-    parts_.state.read(kind, chunk, values_);
+  const bool is_param = kind == StateKind::param;
+  const size_t grain_bytes = kGrainNumel * (is_param ? size_bytes(plan_.state.param_dtype) : 4);
+  const auto* const first = is_param ? stored_ : reinterpret_cast<const std::byte*>(values_);
+  for (const GrainRange chunk : chunks_) {
+    is_param ? parts_.state.read(kind, chunk, stored_) : load_values(kind, chunk);
     for (int64_t grain = 0; grain < chunk.grains(); ++grain) {
-      const std::byte* values = values_ + static_cast<size_t>(grain) * grain_bytes;
       XXH128_canonical_t canonical;
-      XXH128_canonicalFromHash(&canonical, XXH3_128bits(values, grain_bytes));
+      XXH128_canonicalFromHash(
+          &canonical, XXH3_128bits(first + static_cast<size_t>(grain) * grain_bytes, grain_bytes));
       std::memcpy(&hashes.emplace_back(), &canonical, sizeof(canonical));
     }
   }

@@ -37,10 +37,10 @@ class StateAccess {
   std::vector<float> read(const ParameterRef& ref, StateKind kind);
   void write(const ParameterRef& ref, std::span<const float> values);
 
-  // 128-bit hash of master, moments and parameters: XXH3 over the hashes of their grains, unit by
-  // unit, kind by kind, each in flat-buffer order; then of step and loss scale. A grain never
-  // belongs to two ranks, and padding behind a unit's content is left out, so neither placement nor
-  // world size enters. The same on every rank.
+  // 128-bit hash of master, moments and parameters, whatever codec keeps them: XXH3 over the hashes
+  // of their grains' values, unit by unit, kind by kind, each in flat-buffer order; then of step
+  // and loss scale. A grain never belongs to two ranks, and padding behind a unit's content is left
+  // out, so neither placement nor world size enters. The same on every rank.
   std::string digest(int64_t step, double loss_scale);
 
  private:
@@ -63,8 +63,6 @@ class StateAccess {
     return {std::max(a.begin, b.begin), std::min(a.end, b.end)};
   }
   Held held(const FlatBuffer& flat, const FlatParameter& parameter) const;
-  // Parts of a run of grains that fit into the buffer, in order.
-  std::vector<GrainRange> chunks(GrainRange grains) const;
   // Calls visit(chunk, part of `part` in it).
   template <typename Visit>
   void for_chunks(Range part, const Visit& visit);
@@ -73,6 +71,10 @@ class StateAccess {
   // Writes values_ as master weights and, cast, as parameters of the chunk.
   void store_weights(GrainRange chunk);
   void store_zero_moments(GrainRange chunk);
+  // Zeroes the moments of elements of the chunk, whole blocks.
+  void clear_moments(GrainRange chunk, Range part);
+  // Brings a kind's grains into values_, as fp32.
+  void load_values(StateKind kind, GrainRange chunk);
   void initialize_frozen(uint64_t seed);
   void read_trainable(const Held& here, StateKind kind, std::vector<float>& values);
   void read_frozen(const Held& here, std::vector<float>& values);
@@ -87,8 +89,9 @@ class StateAccess {
   const Plan& plan_;
   const Parts parts_;
   const offload::Arena memory_;
-  std::byte* const values_;  // fp32, or a kind as stored
-  std::byte* const cast_;    // parameters in their dtype
+  float* const values_;
+  std::byte* const stored_;               // a kind as it is kept
+  const std::vector<GrainRange> chunks_;  // what is moved at a time, in order
 };
 
 }  // namespace strata::engine

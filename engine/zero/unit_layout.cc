@@ -100,22 +100,22 @@ ParameterRef ModelLayout::find(std::string_view name) const {
 
 std::vector<Segment> segment_table(const ModelLayout& layout) {
   std::vector<Segment> segments;
-  const auto add = [&](int64_t begin, int64_t end, bool weight_decay) {
-    if (begin >= end) return;
-    if (!segments.empty() && segments.back().weight_decay == weight_decay) {
-      segments.back().end = end;
-    } else {
-      segments.push_back({begin, end, weight_decay});
-    }
-  };
+  int64_t unit_index = 0;  // of the unit's first element in the whole model
   for (const Unit& unit : layout.units()) {
     const int64_t shard = unit.trainable.shard_numel;
     const int64_t space_begin = unit.trainable.first_grain * kGrainNumel;
     // The boundary between the two settings, in this shard.
     const int64_t boundary =
         std::clamp<int64_t>(unit.trainable.decay_numel - layout.rank() * shard, 0, shard);
-    add(space_begin, space_begin + boundary, true);
-    add(space_begin + boundary, space_begin + shard, false);
+    const auto add = [&](int64_t begin, int64_t end, bool weight_decay) {
+      const int64_t first_index = unit_index + layout.rank() * shard + begin;
+      if (begin >= end) return;
+      segments.push_back({space_begin + begin, space_begin + end, weight_decay,
+                          static_cast<uint64_t>(first_index)});
+    };
+    add(0, boundary, true);
+    add(boundary, shard, false);
+    unit_index += unit.trainable.numel;
   }
   return segments;
 }

@@ -13,12 +13,13 @@
 #include <string_view>
 #include <vector>
 
+#include "strata/codec.h"
 #include "strata/grain.h"
 #include "strata/model.h"
 
 namespace strata::engine {
 
-inline constexpr int64_t kParamAlignNumel = 64;
+inline constexpr int64_t kParamAlignNumel = kCodecBlockNumel;
 
 struct FlatParameter {
   Parameter spec;
@@ -89,11 +90,14 @@ class ModelLayout {
   int64_t parameter_count_ = 0;
 };
 
-// A run of elements of the trainable shard space with one optimizer setting.
+// A run of elements of the trainable shard space with one optimizer setting, in one unit; multiples
+// of kCodecBlockNumel.
 struct Segment {
   int64_t begin = 0;  // elements from the start of the shard space
   int64_t end = 0;
   bool weight_decay = false;
+  // Of element `begin` in the whole model: what all ranks' trainable flat buffers are end to end.
+  uint64_t first_index = 0;
 };
 
 // The rank's shard space as segments, in order, covering it without gaps.

@@ -11,7 +11,9 @@
 #include <string_view>
 #include <vector>
 
+#include "strata/codec.h"
 #include "strata/dtype.h"
+#include "strata/optimizer.h"
 #include "strata/tier.h"
 
 namespace strata {
@@ -25,10 +27,12 @@ struct TierFractions {
 };
 
 struct OptimizerConfig {
+  OptimizerKind kind = OptimizerKind::adamw;
   double lr = 1e-3;
   double beta1 = 0.9;
   double beta2 = 0.999;
   double eps = 1e-8;
+  double momentum = 0.0;
   double weight_decay = 0.0;
 };
 
@@ -69,6 +73,9 @@ struct Config {
   static constexpr int64_t kAutoReduceBucket = 0;  // the widest layer's channels, squared
   TierFractions param;
   std::array<TierFractions, kOptimizerKindCount> optimizer_state;  // in kOptimizerKinds' order
+  // How state is kept between steps: the master in fp32 or split16, moments in fp32, bf16 or int8.
+  Codec master_codec = Codec::fp32;
+  Codec moment_codec = Codec::fp32;
   std::vector<std::string> nvme_paths;  // directories; empty when nothing lives on nvme
 
   // Budgets in bytes; 0: as much as the plan needs and the machine has.
@@ -101,6 +108,10 @@ struct Config {
   static Config from_file(const std::string& path, int world_size);
   static Config from_json(std::string_view text, const std::string& source, int world_size);
 };
+
+// The codec of each optimizer kind, in kOptimizerKinds' order; none for what the optimizer does not
+// keep.
+std::array<Codec, kOptimizerKindCount> codecs_of(const Config& config);
 
 // The option table as Markdown, for docs/configuration.md.
 std::string configuration_reference();

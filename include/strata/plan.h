@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "strata/codec.h"
 #include "strata/tier.h"
 #include "strata/traffic.h"
 
@@ -30,6 +31,7 @@ struct PlanSummary {
   int ranks = 1;
   int64_t parameters = 0;             // trainable and frozen, without padding
   uint64_t training_state_bytes = 0;  // parameters, gradients, master and moments of this rank
+  std::array<Codec, kOptimizerKindCount> codecs = {};  // in kOptimizerKinds' order
   std::vector<Reservation> reservations;
   std::array<uint64_t, kTierCount> needed_bytes = {};  // sums of reservations
   std::array<uint64_t, kTierCount> budget_bytes = {};  // what the tier may hold
@@ -47,6 +49,9 @@ struct PlanSummary {
   // The first tier that needs more than its budget.
   std::optional<Tier> over_budget() const;
 };
+
+// "master split16, exp_avg bf16, exp_avg_sq bf16, 6.00 bytes a parameter".
+std::string optimizer_state_text(const PlanSummary& plan);
 
 // A table for people.
 std::string to_string(const PlanSummary& plan);

@@ -18,30 +18,12 @@
 #include <string_view>
 #include <vector>
 
+#include "strata/codec.h"
 #include "strata/dtype.h"
+#include "strata/optimizer.h"
+#include "strata/tier.h"
 
 namespace strata::ops {
-
-enum class OptimizerKind : uint8_t { adam, adamw, adagrad, lion, sgd };
-inline constexpr std::array<OptimizerKind, 5> kOptimizerKinds = {
-    OptimizerKind::adam, OptimizerKind::adamw, OptimizerKind::adagrad, OptimizerKind::lion,
-    OptimizerKind::sgd};
-
-constexpr std::string_view name(OptimizerKind kind) {
-  constexpr std::array<std::string_view, 5> names = {"adam", "adamw", "adagrad", "lion", "sgd"};
-  return names[static_cast<size_t>(kind)];
-}
-
-// Which moments an optimizer keeps beside the master weights.
-struct OptimizerMoments {
-  bool exp_avg = false;
-  bool exp_avg_sq = false;
-};
-constexpr OptimizerMoments moments_of(OptimizerKind kind) {
-  const bool is_adam = kind == OptimizerKind::adam || kind == OptimizerKind::adamw;
-  return {.exp_avg = kind != OptimizerKind::adagrad,
-          .exp_avg_sq = is_adam || kind == OptimizerKind::adagrad};
-}
 
 // Scalars of one step for elements that share one optimizer setting. With g' = g * grad_scale, m
 // for exp_avg and v for exp_avg_sq:
@@ -73,6 +55,7 @@ struct OptimizerScalars {
   double grad_scale = 1;        // unscale, micro-batch mean and clip factor in one
   double bias_correction1 = 1;  // 1 - beta1^step, step counted from 1
   double bias_correction2 = 1;  // 1 - beta2^step
+  uint64_t step = 1;            // with an element's index, the counter of stochastic rounding
 };
 
 struct OptimizerSpans {
@@ -89,6 +72,48 @@ struct OptimizerSpans {
 // One pass: unscale, decay, moments, update, write back, cast. Moments below FLT_MIN become zero.
 // bf16 parameters round half away from zero with NaN kept NaN; fp16 to nearest even.
 void optimizer_update(const OptimizerScalars& scalars, const OptimizerSpans& spans);
+
+// State as it is kept. Every pointer is of the same element, the first of a grain.
+struct StateSpan {
+  std::byte* data = nullptr;
+  Codec codec = Codec::none;
+};
+struct EncodedSpans {
+  StateSpan master;  // fp32 or split16
+  StateSpan exp_avg;
+  StateSpan exp_avg_sq;
+  const void* grad = nullptr;
+  void* param = nullptr;  // read too where the master is split16
+  DType grad_dtype = DType::fp32;
+  DType param_dtype = DType::bf16;
+  // Elements to update, counted from there; multiples of kCodecBlockNumel where a codec is not
+  // fp32.
+  int64_t begin = 0;
+  int64_t end = 0;
+  // Of element `begin`, in the whole model; a multiple of kCodecBlockNumel likewise.
+  uint64_t first_index = 0;
+};
+
+// The same pass over encoded state: decode, update, encode. fp32 state comes out with the bits that
+// the call above gives it.
+void optimizer_update(const OptimizerScalars& scalars, const EncodedSpans& spans);
+
+// Whole grains of a state kind as fp32 values.
+struct CodecSpans {
+  StateKind kind = StateKind::master;  // master, exp_avg or exp_avg_sq
+  Codec codec = Codec::fp32;
+  const std::byte* stored = nullptr;  // stored_bytes(codec, numel)
+  const void* param = nullptr;        // bf16 parameters; for split16 alone
+  float* values = nullptr;
+  int64_t numel = 0;
+};
+void decode_state(const CodecSpans& spans);
+
+// Master weights as they are kept; beside split16 the parameters are cast()'s to write.
+void encode_master(Codec codec, const float* master, int64_t numel, std::byte* stored);
+
+// Elements [begin, end) of encoded state, whole blocks, become zero: zero bytes in every codec.
+void clear_blocks(Codec codec, int64_t begin, int64_t end, std::byte* stored);
 
 // How a gradient lands in its accumulator: dst = src, or dst += src in fp32. `dst_dtype` equals
 // `src_dtype` or is fp32; adding needs fp32.

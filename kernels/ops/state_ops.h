@@ -16,7 +16,7 @@ class StateOps {
   virtual ~StateOps() = default;
 
   virtual void optimizer_update(Queue& queue, const OptimizerScalars& scalars,
-                                const OptimizerSpans& spans) = 0;
+                                const EncodedSpans& spans) = 0;
   virtual void land_gradient(Queue& queue, const LandGradientSpans& spans) = 0;
 };
 

@@ -125,17 +125,25 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"EpsOfZero", with_batch(R"("optimizer": {"type": "AdamW", "params": {"eps": 0}})"),
                 "ds.json: \"optimizer.params.eps\" must be a number above 0, found 0"},
         Refusal{"AnotherOptimizer", with_batch(R"("optimizer": {"type": "Lamb"})"),
-                "ds.json: \"optimizer.type\" is \"Lamb\", which is not there yet: use \"AdamW\" or "
-                "\"Adam\""},
+                "ds.json: \"optimizer.type\" is \"Lamb\", which is not there yet: use \"Adam\", "
+                "\"AdamW\", \"Adagrad\", \"Lion\" or \"SGD\""},
         Refusal{"OptimizerWithoutType", with_batch(R"("optimizer": {"params": {"lr": 1}})"),
                 "ds.json: \"optimizer.type\" is missing: write \"AdamW\""},
-        Refusal{
-            "AdamWithL2",
-            with_batch(R"("optimizer": {"type": "Adam", "params": {"adam_w_mode": false,
-                                                                     "weight_decay": 0.1}})"),
-            "ds.json: \"optimizer.params.weight_decay\" is 0.1 with \"adam_w_mode\": false, and "
-            "L2 regularisation is not there yet: remove \"adam_w_mode\" for decoupled decay, or "
-            "set the decay to 0"},
+        Refusal{"BetasOfSgd",
+                with_batch(R"("optimizer": {"type": "SGD", "params": {"betas": [0.9, 0.99]}})"),
+                "ds.json: \"optimizer.params.betas\" means nothing to sgd: remove it"},
+        Refusal{"EpsOfLion",
+                with_batch(R"("optimizer": {"type": "Lion", "params": {"eps": 1e-8}})"),
+                "ds.json: \"optimizer.params.eps\" means nothing to lion: remove it"},
+        Refusal{"MomentumOfAdam",
+                with_batch(R"("optimizer": {"type": "Adam", "params": {"momentum": 0.9}})"),
+                "ds.json: \"optimizer.params.momentum\" means nothing to adamw: remove it"},
+        Refusal{"PlacementOfWhatIsNotKept", with_batch(R"("optimizer": {"type": "Adagrad"},
+                              "strata": {"placement": {"exp_avg": {"host": 1}}})"),
+                "ds.json: \"strata.placement.exp_avg\": adagrad keeps no exp_avg: remove it"},
+        Refusal{"SplitMasterWithoutBf16", with_batch(R"("strata": {"master_codec": "split16"})"),
+                "ds.json: \"strata.master_codec\" is \"split16\", which keeps the rest that bf16 "
+                "parameters leave, and parameters are fp32: train in bf16, or write \"fp32\""},
         Refusal{"MaxGradNorm",
                 with_batch(R"("optimizer": {"type": "Adam", "params": {"max_grad_norm": 1}})"),
                 "ds.json: \"optimizer.params.max_grad_norm\" cannot be honoured: as in DeepSpeed; "

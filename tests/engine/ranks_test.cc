@@ -21,6 +21,7 @@ using testing_support::failures_of_ranks;
 using testing_support::for_world;
 using testing_support::of_rank;
 using testing_support::run_tiny;
+using testing_support::run_tiny_on_ranks;
 using testing_support::RunOutcome;
 using testing_support::TemporaryDirectory;
 using testing_support::tiny_batches;
@@ -38,20 +39,8 @@ Config ranks_config(const std::string& directory) {
   return config;
 }
 
-// Trains on all ranks; they must agree on everything they report.
 RunOutcome run_ranks(int size, const Config& config, const engine::Disturbance& disturbance = {}) {
-  std::vector<RunOutcome> outcomes(static_cast<size_t>(size));
-  const auto failures = failures_of_ranks(size, [&](const World& world) {
-    engine::Disturbance own = disturbance;
-    if (own.delay_seed != 0) own.delay_seed += static_cast<uint64_t>(world.rank);
-    outcomes[static_cast<size_t>(world.rank)] = run_tiny(config, kSteps, own, world);
-  });
-  for (size_t rank = 0; rank < failures.size(); ++rank) {
-    EXPECT_EQ(failures[rank], "");
-    EXPECT_EQ(outcomes[rank].digest, outcomes[0].digest) << "rank " << rank;
-    EXPECT_EQ(outcomes[rank].losses, outcomes[0].losses) << "rank " << rank;
-  }
-  return outcomes[0];
+  return run_tiny_on_ranks(size, config, kSteps, disturbance);
 }
 
 struct Way {

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "kernels/ops/random.h"
+#include "tests/engine/local_ranks.h"
 
 namespace strata::testing_support {
 
@@ -97,6 +98,22 @@ RunOutcome run_tiny(const Config& config, int steps, const engine::Disturbance& 
   }
   outcome.digest = engine.digest();
   return outcome;
+}
+
+RunOutcome run_tiny_on_ranks(int size, const Config& config, int steps,
+                             const engine::Disturbance& disturbance) {
+  std::vector<RunOutcome> outcomes(static_cast<size_t>(size));
+  const auto failures = failures_of_ranks(size, [&](const World& world) {
+    engine::Disturbance own = disturbance;
+    if (own.delay_seed != 0) own.delay_seed += static_cast<uint64_t>(world.rank);
+    outcomes[static_cast<size_t>(world.rank)] = run_tiny(config, steps, own, world);
+  });
+  for (size_t rank = 0; rank < failures.size(); ++rank) {
+    EXPECT_EQ(failures[rank], "");
+    EXPECT_EQ(outcomes[rank].digest, outcomes[0].digest) << "rank " << rank;
+    EXPECT_EQ(outcomes[rank].losses, outcomes[0].losses) << "rank " << rank;
+  }
+  return outcomes[0];
 }
 
 }  // namespace strata::testing_support

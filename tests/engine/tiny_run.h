@@ -23,7 +23,7 @@ struct EngineTestAccess {
 
 namespace testing_support {
 
-// 64 channels, 2 blocks, 4 heads, 65 tokens, 16 positions: 28 grains, most parameters larger than
+// 64 channels, 2 blocks, 4 heads, 65 tokens, 16 positions: 29 grains, most parameters larger than
 // one grain.
 models::Gpt2Config tiny_gpt2();
 
@@ -48,6 +48,11 @@ struct RunOutcome {
 // peaks are at most the plan and the plan at most the budgets. Ranks take turns at micro-batches.
 RunOutcome run_tiny(const Config& config, int steps, const engine::Disturbance& disturbance = {},
                     const World& world = {});
+
+// The same on ranks that are threads; they must agree on everything they report. A disturbance's
+// delays differ from rank to rank.
+RunOutcome run_tiny_on_ranks(int size, const Config& config, int steps,
+                             const engine::Disturbance& disturbance = {});
 
 }  // namespace testing_support
 }  // namespace strata

@@ -47,6 +47,7 @@ class Rig {
       : device_(make_host_device({.delay_seed = seed}, recorder_)),
         compute_(device_->create_queue({"compute", 1})),
         copy_in_(device_->create_queue({"copy in", 1})),
+        state_out_(device_->create_queue({"state out", 1})),
         host_(make_host_queue({"host", 2}, {.delay_seed = seed + 1}, recorder_)) {
     TrainingStateSpec spec;
     spec.param = Placement(setup.param, kGrains);
@@ -69,15 +70,15 @@ class Rig {
 
     if (spec.uses_nvme()) {
       pump_ = make_pump(recorder_, faults ? &*faults : nullptr);
-      SlotLayout layout(spec.sub_groups, 1);
+      SlotLayout layout = spec.slot_layout();
       SlotStore::Files files{
           io::BlockFile::create_scratch(directory_.path(), layout.file_bytes(), {}, log_), {}};
       store_.emplace(std::move(layout), std::move(files), *pump_, std::span<std::byte>());
     }
     state_.emplace(spec, *tiers_, store_ ? &*store_ : nullptr, pump_.get(), *copy_in_);
-    pipeline_.emplace(
-        OptimizerPipeline::Parts{*state_, pump_.get(), *host_, *compute_, *copy_in_, recorder_},
-        staging, *tiers_, std::move(update), overlap);
+    pipeline_.emplace(OptimizerPipeline::Parts{*state_, pump_.get(), *host_, *compute_, *copy_in_,
+                                               *state_out_, recorder_},
+                      staging, *tiers_, std::move(update), overlap);
   }
 
   // Element i of `kind` becomes i + 1000 * kind.
@@ -86,12 +87,16 @@ class Rig {
                            StateKind::exp_avg_sq}) {
       auto* values = transfer_.as<float>();
       std::iota(values, values + kGrains * kGrainNumel, 1000.0f * static_cast<float>(kind));
-      state_->write(kind, {0, kGrains}, transfer_.data());
+      for (const SubGroup& group : state_->spec().sub_groups) {
+        state_->write(kind, group.grains, of(group));
+      }
     }
   }
   std::vector<float> read(StateKind kind) {
     pipeline_->settle();
-    state_->read(kind, {0, kGrains}, transfer_.data());
+    for (const SubGroup& group : state_->spec().sub_groups) {
+      state_->read(kind, group.grains, of(group));
+    }
     return {transfer_.as<float>(), transfer_.as<float>() + kGrains * kGrainNumel};
   }
   OptimizerPipeline& pipeline() { return *pipeline_; }
@@ -103,6 +108,9 @@ class Rig {
 
  private:
   static constexpr uint64_t kTransferBytes = kGrains * kGrainNumel * 4;
+  std::byte* of(const SubGroup& group) const {
+    return transfer_.data() + static_cast<size_t>(group.grains.begin * kGrainNumel) * sizeof(float);
+  }
 
   TemporaryDirectory directory_;
   NullLogSink log_;
@@ -110,6 +118,7 @@ class Rig {
   std::unique_ptr<Device> device_;
   std::unique_ptr<Queue> compute_;
   std::unique_ptr<Queue> copy_in_;
+  std::unique_ptr<Queue> state_out_;
   std::unique_ptr<Queue> host_;
   std::optional<TierManager> tiers_;
   Arena transfer_;

@@ -7,42 +7,51 @@
 #include <string>
 #include <vector>
 
+#include "offload/training_state.h"
 #include "strata/error.h"
 #include "tests/offload/offload_fixture.h"
 
 namespace strata::offload {
 namespace {
 
-std::vector<SubGroup> three_groups() {
-  const Placement host({0, 1, 0}, 10);
-  const std::array<Placement, kOptimizerKindCount> state = {Placement({0, 0.2, 0.8}, 10),
-                                                            Placement({0, 0, 1}, 10), host};
-  return cut_sub_groups(4, host, state);  // 2 + 4 + 4 grains
+// 2 + 4 + 4 grains.
+TrainingStateSpec three_groups() {
+  TrainingStateSpec spec;
+  spec.param = Placement({0, 1, 0}, 10);
+  spec.optimizer_state = {Placement({0, 0.2, 0.8}, 10), Placement({0, 0, 1}, 10), spec.param};
+  spec.sub_groups = cut_sub_groups(4, spec.param, spec.optimizer_state);
+  spec.slots = 2;
+  return spec;
 }
 
+// Bytes of a grain, by codec, and of its last disk block's filling.
 TEST(SlotLayoutTest, SlotsAreDisjointAndHoldTheNvmeKinds) {
-  const auto groups = three_groups();
-  ASSERT_EQ(groups.size(), 3u);
-  const SlotLayout layout(groups, 2);
-  const std::vector<uint64_t> kinds = {1, 2, 2};
-  uint64_t next = 0;
-  for (const SubGroup& group : groups) {
-    const auto bytes =
-        kinds[static_cast<size_t>(group.index)] * static_cast<uint64_t>(group.grains.numel()) * 4;
-    for (int slot = 0; slot < 2; ++slot) {
-      EXPECT_EQ(layout.extent(group.index, slot).offset, next);
-      EXPECT_EQ(layout.extent(group.index, slot).bytes, bytes);
-      next += bytes;
+  TrainingStateSpec spec = three_groups();
+  for (Codec codec : {Codec::none, Codec::fp32, Codec::bf16, Codec::int8}) {
+    spec.codecs = {Codec::split16, codec, Codec::fp32};
+    const SlotLayout layout = spec.slot_layout();
+    ASSERT_EQ(layout.sub_groups(), 3u);
+    uint64_t next = 0;
+    for (const SubGroup& group : spec.sub_groups) {
+      const int64_t numel = group.grains.numel();
+      const bool has_master = group.index > 0;
+      const int64_t exp_avg = round_up(stored_bytes(codec, numel), 4096);
+      const auto bytes = static_cast<uint64_t>((has_master ? numel * 2 : 0) + exp_avg);
+      for (int slot = 0; slot < 2; ++slot) {
+        EXPECT_EQ(layout.extent(group.index, slot).offset, next);
+        EXPECT_EQ(layout.extent(group.index, slot).bytes, bytes);
+        next += bytes;
+      }
     }
+    EXPECT_EQ(layout.file_bytes(), next);
   }
-  EXPECT_EQ(layout.file_bytes(), next);
 }
 
 // The journal over a named file that is opened again, as after a kill.
 class JournalTest : public testing::Test {
  protected:
   SlotStore open(bool create) {
-    SlotLayout layout(three_groups(), 2);
+    SlotLayout layout = three_groups().slot_layout();
     const auto file = [&](const char* name, uint64_t bytes) {
       const std::string path = directory_.path() + "/" + name;
       return create ? io::BlockFile::create(path, bytes, {}, log_)

@@ -20,6 +20,10 @@ HWY_BEFORE_NAMESPACE();
 namespace strata::ops::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
+using F32 = hn::ScalableTag<float>;
+using F32Vec = hn::Vec<F32>;
+constexpr int64_t kLanes = hn::MaxLanes(F32());
+
 // a * b + c, rounded once.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V fused_multiply_add(D d, V a, V b, V c) {

@@ -25,8 +25,7 @@ void cast_elements(const void* from, void* to, int64_t begin, int64_t end) {
   if constexpr (std::is_same_v<Src, Dst>) {
     std::memcpy(dst, src, static_cast<size_t>(numel) * sizeof(SrcStored));
   } else {
-    const hn::ScalableTag<float> d;
-    constexpr int64_t kLanes = hn::MaxLanes(d);
+    const F32 d;
     int64_t i = 0;
     for (; i + kLanes <= numel; i += kLanes) store<Dst>(d, load<Src>(d, src + i), dst + i);
     // The last elements, fewer than a vector, through the same code on padded copies.
@@ -53,8 +52,8 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 #include "kernels/ops/cpu/optimizer_range.h"
-#include "strata/error.h"
 #include "kernels/ops/optimizer_ops.h"
+#include "strata/error.h"
 
 namespace strata::ops {
 namespace {

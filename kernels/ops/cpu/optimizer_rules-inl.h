@@ -23,9 +23,6 @@
 HWY_BEFORE_NAMESPACE();
 namespace strata::ops::HWY_NAMESPACE {
 
-using F32 = hn::ScalableTag<float>;
-using F32Vec = hn::Vec<F32>;
-
 // One vector of training state; a moment that the optimizer lacks is zero. What rules make of a NaN
 // is some NaN.
 struct StateVector {
@@ -33,6 +30,15 @@ struct StateVector {
   F32Vec exp_avg;
   F32Vec exp_avg_sq;
 };
+
+// Nearly always there is no NaN, and one test finds that out for all three. It may err the other
+// way, where infinities of both signs meet, and then costs time only.
+HWY_INLINE void make_one_nan(StateVector& x) {
+  const F32 d;
+  const F32Vec sum = hn::Add(hn::Add(x.exp_avg, x.exp_avg_sq), x.master);
+  if (HWY_LIKELY(hn::AllFalse(d, hn::IsNaN(sum)))) return;
+  x = {one_nan(d, x.master), one_nan(d, x.exp_avg), one_nan(d, x.exp_avg_sq)};
+}
 
 HWY_INLINE F32Vec factor(float value) { return hn::Set(F32(), value); }
 

@@ -17,22 +17,12 @@
 HWY_BEFORE_NAMESPACE();
 namespace strata::ops::HWY_NAMESPACE {
 
-constexpr int64_t kLanes = hn::MaxLanes(F32());
 constexpr int64_t kBlock = 32;  // two lines of fp32, one of 16 bits
 
 // Highway's Stream of a vector below 16 bytes writes 16.
 template <class Element>
 constexpr bool can_stream() {
   return sizeof(typename Element::Stored) * kLanes >= 16;
-}
-
-// Nearly always there is no NaN, and one test finds that out for all three. It may err the other
-// way, where infinities of both signs meet, and then costs time only.
-HWY_INLINE void make_one_nan(StateVector& x) {
-  const F32 d;
-  const F32Vec sum = hn::Add(hn::Add(x.exp_avg, x.exp_avg_sq), x.master);
-  if (HWY_LIKELY(hn::AllFalse(d, hn::IsNaN(sum)))) return;
-  x = {one_nan(d, x.master), one_nan(d, x.exp_avg), one_nan(d, x.exp_avg_sq)};
 }
 
 template <class Element>

@@ -6,7 +6,7 @@ namespace {
 class HostStateOps final : public StateOps {
  public:
   void optimizer_update(Queue& queue, const OptimizerScalars& scalars,
-                        const OptimizerSpans& spans) override {
+                        const EncodedSpans& spans) override {
     queue.run([scalars, spans] { ops::optimizer_update(scalars, spans); });
   }
   void land_gradient(Queue& queue, const LandGradientSpans& spans) override {

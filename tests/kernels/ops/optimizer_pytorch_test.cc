@@ -104,7 +104,7 @@ TEST_P(PyTorch, EveryStepAgreesWithinRounding) {
   EXPECT_GE(runs, 2);
 }
 
-INSTANTIATE_TEST_SUITE_P(Every, PyTorch, ::testing::ValuesIn(kOptimizerKinds),
+INSTANTIATE_TEST_SUITE_P(Every, PyTorch, ::testing::ValuesIn(kOptimizers),
                          [](const auto& test) { return std::string(name(test.param)); });
 
 }  // namespace

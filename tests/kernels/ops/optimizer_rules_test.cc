@@ -59,7 +59,7 @@ TEST_P(RuleStep, IsWithinRoundingOfTheReference) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Every, RuleStep,
-                         ::testing::Combine(::testing::ValuesIn(kOptimizerKinds),
+                         ::testing::Combine(::testing::ValuesIn(kOptimizers),
                                             ::testing::Values(1, 2, 10, 1000, 1000000)),
                          [](const auto& test) {
                            return std::string(name(std::get<0>(test.param))) + "_step_" +
@@ -156,7 +156,7 @@ TEST_P(Rule, PaddingStaysZero) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Every, Rule, ::testing::ValuesIn(kOptimizerKinds),
+INSTANTIATE_TEST_SUITE_P(Every, Rule, ::testing::ValuesIn(kOptimizers),
                          [](const auto& test) { return std::string(name(test.param)); });
 
 }  // namespace

@@ -79,7 +79,7 @@ TEST_P(UpdateDTypes, ParameterIsTheMasterRounded) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Every, UpdateDTypes,
-                         ::testing::Combine(::testing::ValuesIn(kOptimizerKinds),
+                         ::testing::Combine(::testing::ValuesIn(kOptimizers),
                                             ::testing::ValuesIn(kFloatDTypes),
                                             ::testing::ValuesIn(kFloatDTypes)),
                          [](const auto& test) {
@@ -111,7 +111,7 @@ TEST_P(UpdateParamDType, LongSpansHaveTheBitsOfShortOnes) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Every, UpdateParamDType,
-                         ::testing::Combine(::testing::ValuesIn(kOptimizerKinds),
+                         ::testing::Combine(::testing::ValuesIn(kOptimizers),
                                             ::testing::ValuesIn(kFloatDTypes)),
                          [](const auto& test) {
                            return std::string(name(std::get<0>(test.param))) + "_" +
@@ -175,13 +175,13 @@ TEST_P(Update, RefusesMissingState) {
 
 TEST_P(Update, RefusesIntegersAndNegativeLengths) {
   const OptimizerScalars scalars{.kind = GetParam()};
-  EXPECT_THROW(optimizer_update(scalars, {.grad_dtype = DType::int32}), Error);
-  EXPECT_THROW(optimizer_update(scalars, {.param_dtype = DType::int32}), Error);
-  EXPECT_THROW(optimizer_update(scalars, {.numel = -1}), Error);
-  EXPECT_NO_THROW(optimizer_update(scalars, {.numel = 0}));
+  EXPECT_THROW(optimizer_update(scalars, OptimizerSpans{.grad_dtype = DType::int32}), Error);
+  EXPECT_THROW(optimizer_update(scalars, OptimizerSpans{.param_dtype = DType::int32}), Error);
+  EXPECT_THROW(optimizer_update(scalars, OptimizerSpans{.numel = -1}), Error);
+  EXPECT_NO_THROW(optimizer_update(scalars, OptimizerSpans{.numel = 0}));
 }
 
-INSTANTIATE_TEST_SUITE_P(Every, Update, ::testing::ValuesIn(kOptimizerKinds),
+INSTANTIATE_TEST_SUITE_P(Every, Update, ::testing::ValuesIn(kOptimizers),
                          [](const auto& test) { return std::string(name(test.param)); });
 
 }  // namespace

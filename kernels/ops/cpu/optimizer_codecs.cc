@@ -1,0 +1,105 @@
+// State to and from fp32, outside of the update.
+#include "kernels/ops/cpu/isa.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/ops/cpu/optimizer_codecs.cc"
+#include <cstdint>
+#include <cstring>
+
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+#include "kernels/ops/cpu/codecs-inl.h"
+#include "kernels/ops/optimizer_ops.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace strata::ops::HWY_NAMESPACE {
+
+template <class Int8>
+void decode_blocks(const CodecSpans& spans, int64_t begin, int64_t end) {
+  for (int64_t at = begin; at < end; at += kCodecBlockNumel) {
+    decode_moment<Int8>(spans.codec, spans.stored, at / kCodecBlockNumel, spans.values + at);
+  }
+}
+
+void decode_range(const CodecSpans& spans, int64_t begin, int64_t end) {
+  if (spans.codec == Codec::split16) {
+    const auto* const rest = reinterpret_cast<const int16_t*>(spans.stored);
+    const auto* const param = static_cast<const uint16_t*>(spans.param);
+    for (int64_t i = begin; i < end; i += kLanes) {
+      hn::StoreU(Split16::decode(param + i, rest + i), F32(), spans.values + i);
+    }
+  } else if (spans.kind == StateKind::exp_avg) {
+    decode_blocks<Int8ExpAvg>(spans, begin, end);
+  } else {
+    decode_blocks<Int8ExpAvgSq>(spans, begin, end);
+  }
+}
+
+void split_range(const float* master, int16_t* rest, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; i += kLanes) {
+    Split16::encode_rest(hn::LoadU(F32(), master + i), rest + i);
+  }
+}
+
+}  // namespace strata::ops::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+#include "kernels/ops/cpu/optimizer_range.h"
+#include "strata/error.h"
+
+namespace strata::ops {
+namespace {
+
+HWY_EXPORT(decode_range);
+HWY_EXPORT(split_range);
+
+void check(const CodecSpans& spans) {
+  const bool is_master = spans.kind == StateKind::master;
+  const bool is_moment = spans.kind == StateKind::exp_avg || spans.kind == StateKind::exp_avg_sq;
+  const bool fits = spans.codec == Codec::fp32 || (is_master && spans.codec == Codec::split16) ||
+                    (is_moment && (spans.codec == Codec::bf16 || spans.codec == Codec::int8));
+  require((is_master || is_moment) && fits && spans.numel % kGrainNumel == 0,
+          "a codec of optimizer state: fp32 or split16 for the master, fp32, bf16 or int8 for "
+          "moments, in whole grains");
+}
+
+}  // namespace
+
+void decode_state(const CodecSpans& spans) {
+  check(spans);
+  if (spans.codec == Codec::fp32) {
+    return cast(spans.values, DType::fp32, spans.stored, DType::fp32, spans.numel);
+  }
+  const auto kernel = in_force(HWY_DISPATCH_TABLE(decode_range));
+  for_grains(spans.numel, [&](int64_t begin, int64_t end) { kernel(spans, begin, end); });
+}
+
+void encode_master(Codec codec, const float* master, int64_t numel, std::byte* stored) {
+  require((codec == Codec::fp32 || codec == Codec::split16) && numel % kGrainNumel == 0,
+          "encode_master: the master is fp32 or split16, in whole grains");
+  if (codec == Codec::fp32) return cast(stored, DType::fp32, master, DType::fp32, numel);
+  const auto kernel = in_force(HWY_DISPATCH_TABLE(split_range));
+  for_grains(numel, [&](int64_t begin, int64_t end) {
+    kernel(master, reinterpret_cast<int16_t*>(stored), begin, end);
+  });
+}
+
+void clear_blocks(Codec codec, int64_t begin, int64_t end, std::byte* stored) {
+  require(begin % kCodecBlockNumel == 0 && end % kCodecBlockNumel == 0,
+          "clear_blocks: encoded state is cleared in whole blocks");
+  for (int64_t at = begin; at < end; at += kCodecBlockNumel) {
+    const int64_t block = at / kCodecBlockNumel;
+    if (codec == Codec::int8) {
+      constexpr float kNoScale = 0;
+      std::memset(stored + int8_codes_at(block), 0, kCodecBlockNumel);
+      std::memcpy(stored + int8_scale_at(block), &kNoScale, sizeof(kNoScale));
+    } else {
+      const auto bytes = static_cast<size_t>(stored_bytes(codec, kCodecBlockNumel));
+      std::memset(stored + static_cast<size_t>(block) * bytes, 0, bytes);
+    }
+  }
+}
+
+}  // namespace strata::ops
+#endif  // HWY_ONCE

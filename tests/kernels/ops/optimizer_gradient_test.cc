@@ -95,6 +95,21 @@ TEST_P(LandGradient, IsaThreadsAndAlignmentDoNotChangeBits) {
   }
 }
 
+TEST_P(LandGradient, StreamingStoresDoNotChangeBits) {
+  // Long enough for streaming stores, which need an aligned destination.
+  Elements src(how_.src, int64_t{1} << 19);
+  const Elements start(how_.dst, src.numel());
+  fill_normal(src, 8);
+  for (std::string_view isa : available_isas()) {
+    const ForcedIsa forced(isa);
+    Elements aligned(start);
+    Elements unaligned(start, 1);
+    EXPECT_EQ(land(src, aligned, how_.add), land(src, unaligned, how_.add)) << isa;
+    EXPECT_TRUE(same_bits(aligned, unaligned)) << isa;
+    EXPECT_TRUE(aligned.guards_intact() && unaligned.guards_intact()) << isa;
+  }
+}
+
 TEST_P(LandGradient, GivesCopyOrSumInFp32) {
   Elements src(how_.src, 2 * kGrainNumel);
   Elements start(how_.dst, src.numel());

@@ -46,6 +46,12 @@ std::string padded(const std::string& text, int width) {
 
 }  // namespace
 
+Times Times::operator+(const Times& other) const {
+  Times sum = *this;
+  for (size_t i = 0; i < rounds(); ++i) sum.seconds_[i] += other.seconds_.at(i);
+  return sum;
+}
+
 double Times::best_seconds() const { return *std::min_element(seconds_.begin(), seconds_.end()); }
 
 double Times::median_seconds() const { return median(seconds_); }
@@ -69,6 +75,13 @@ std::vector<Times> run_in_turns(std::span<const Entrant> entrants, const Repetit
     for (size_t i = 0; i < entrants.size(); ++i) times[i].add(timed_run(entrants[i]));
   }
   return times;
+}
+
+size_t fastest(std::span<const Times> times) {
+  const auto by_best = [](const Times& a, const Times& b) {
+    return a.best_seconds() < b.best_seconds();
+  };
+  return static_cast<size_t>(std::min_element(times.begin(), times.end(), by_best) - times.begin());
 }
 
 // A huge page more than asked, so that an aligned start lies within.
@@ -116,6 +129,7 @@ void add_bench(CLI::App& app) {
   CLI::App* bench = app.add_subcommand("bench", "Measure parts beside the machine's own ceiling");
   bench->require_subcommand(1);
   add_bench_adam(*bench);
+  add_bench_step(*bench);
 }
 
 }  // namespace strata::tools

@@ -14,6 +14,7 @@ namespace strata::tools {
 
 // Each adds its subcommand to `strata bench`.
 void add_bench_adam(CLI::App& bench);
+void add_bench_step(CLI::App& bench);
 
 // How often a bench repeats: `rounds` times, or while `seconds` last where that is 0.
 struct Repetition {
@@ -34,6 +35,8 @@ class Times {
   void add(const Times& other) {
     seconds_.insert(seconds_.end(), other.seconds_.begin(), other.seconds_.end());
   }
+  // Round for round what this and `other`, of as many rounds, took together.
+  Times operator+(const Times& other) const;
   // Of at least one round.
   double best_seconds() const;
   double median_seconds() const;
@@ -49,6 +52,9 @@ class Times {
 // Runs all entrants once to warm up, then in turns, so that whatever disturbs the machine disturbs
 // each of them; at least three rounds unless `rounds` says fewer.
 std::vector<Times> run_in_turns(std::span<const Entrant> entrants, const Repetition& repetition);
+
+// Which of them has the best time.
+size_t fastest(std::span<const Times> times);
 
 // Zero-filled elements on huge pages, where the kernel has them, which the calling thread's team
 // touches first, each thread its own range of parallel_for over grains. Throws DeviceError when the

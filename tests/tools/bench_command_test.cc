@@ -13,8 +13,9 @@ using testing::HasSubstr;
 
 class BenchCommandTest : public TrainCommandTest {
  protected:
-  json smoke(const std::string& more) const {
-    const Result result = strata("bench adam --smoke --json " + more);
+  json smoke(const std::string& more) const { return smoke("adam", more); }
+  json smoke(const std::string& bench, const std::string& more) const {
+    const Result result = strata("bench " + bench + " --smoke --json " + more);
     EXPECT_EQ(result.exit_code, 0) << result.err;
     return json::parse(result.out);
   }
@@ -66,13 +67,53 @@ TEST_F(BenchCommandTest, PrintsATable) {
   }
 }
 
+TEST_F(BenchCommandTest, StepSetsTheFusedStepAgainstAChain) {
+  for (const char* dtype : {"bf16", "fp16"}) {
+    const json result = smoke("step", std::string("--threads 2 --dtype ") + dtype);
+    EXPECT_EQ(result.at("bench"), "step");
+    EXPECT_EQ(result.at("dtype"), dtype);
+    EXPECT_EQ(result.at("threads"), 2);
+    EXPECT_EQ(result.at("rounds"), 2);
+    for (const auto& [side, bytes, passes] :
+         {std::tuple{"fused", 32, 2u}, std::tuple{"chain", 52, 5u}}) {
+      expect_measured(result.at(side));
+      EXPECT_EQ(result.at(side).at("bytes_per_element"), bytes);
+      EXPECT_EQ(result.at(side).at("passes").size(), passes);
+      double best_ms = 0;
+      for (const json& pass : result.at(side).at("passes")) {
+        expect_measured(pass);
+        best_ms += pass.at("best_ms").get<double>();
+      }
+      EXPECT_LE(best_ms, result.at(side).at("best_ms").get<double>() * 1.0001);
+    }
+    expect_measured(result.at("ceiling"));
+    for (const char* ratio : {"speedup", "speedup_of_best", "of_ceiling"}) {
+      EXPECT_GT(result.at(ratio), 0.0) << ratio;
+    }
+    EXPECT_EQ(result.at("bytes_ratio"), 1.625);
+    EXPECT_EQ(result.at("required_speedup"), (json{0.9 * 1.625, 1.7}));
+  }
+  const Result text = strata("bench step --smoke --numel 8192");
+  ASSERT_EQ(text.exit_code, 0) << text.err;
+  for (const char* word : {"8192 elements", "ceiling", "land", "update", "widen", "norm", "scale",
+                           "AdamW", "narrow", "fused against chain", "required"}) {
+    EXPECT_THAT(text.out, HasSubstr(word));
+  }
+}
+
 TEST_F(BenchCommandTest, HelpNamesEveryOption) {
   const std::string help = strata("bench adam --help").out;
   for (const char* option : {"--numel", "--optimizer", "--isa", "--grad-dtype", "--param-dtype",
                              "--threads", "--seconds", "--repeat", "--json", "--smoke"}) {
     EXPECT_THAT(help, HasSubstr(option));
   }
-  EXPECT_THAT(strata("bench --help").out, HasSubstr("adam"));
+  const std::string step_help = strata("bench step --help").out;
+  for (const char* option :
+       {"--numel", "--dtype", "--threads", "--seconds", "--repeat", "--json", "--smoke"}) {
+    EXPECT_THAT(step_help, HasSubstr(option));
+  }
+  const std::string benches = strata("bench --help").out;
+  for (const char* bench : {"adam", "step"}) EXPECT_THAT(benches, HasSubstr(bench));
 }
 
 TEST_F(BenchCommandTest, RefusesWhatItCannotMeasure) {
@@ -80,6 +121,8 @@ TEST_F(BenchCommandTest, RefusesWhatItCannotMeasure) {
   expect_refused(strata("bench adam --isa avx1024"), 2, "\"scalar\"");
   expect_refused(strata("bench adam --grad-dtype int32"), 2, "--grad-dtype");
   expect_refused(strata("bench adam --param-dtype fp8"), 2, "--param-dtype");
+  expect_refused(strata("bench step --dtype fp32"), 2, "--dtype");
+  expect_refused(strata("bench step --numel 1099511627776"), 3, "free");
   expect_refused(strata("bench adam --numel 5000"), 2, "--numel");
   expect_refused(strata("bench adam --numel 1099511627776"), 3, "free");
   EXPECT_EQ(strata("bench adam --numel -4096").exit_code, 2);

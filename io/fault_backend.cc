@@ -29,6 +29,7 @@ class FaultBackend final : public IoBackend {
     for (size_t i = entries_.size(); i-- > 0;) free_.push_back(i);
   }
 
+  void attach(const IoResources& resources) override { inner_->attach(resources); }
   void submit(const Transfer& transfer) override;
   size_t reap(std::span<Completion> out, std::chrono::milliseconds timeout) override;
   void wake() override { inner_->wake(); }

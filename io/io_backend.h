@@ -11,6 +11,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "strata/log.h"
 
@@ -34,6 +35,12 @@ struct Completion {
   int32_t result = 0;  // bytes transferred, or -errno; never interpreted here
 };
 
+// Memory and files that transfers will touch again and again.
+struct IoResources {
+  std::vector<std::span<std::byte>> buffers = {};  // apart from each other, in any order
+  std::vector<int> files = {};                     // descriptors
+};
+
 // One owner thread submits and reaps: the first that does either, not necessarily the one that
 // constructed. wake() is for any thread. Nothing is allocated after construction.
 class IoBackend {
@@ -41,6 +48,13 @@ class IoBackend {
   // Waits for transfers under way: their buffers are not touched afterwards. On the owner thread
   // unless nothing is under way.
   virtual ~IoBackend() = default;
+
+  // Lets the kernel prepare for these resources: the same transfers, for less. At most once, by the
+  // owner thread, with nothing under way; it may allocate. What the kernel refuses is done without,
+  // which name() says. From here on the memory stays mapped and the files stay open as long as
+  // transfers are made with this backend, for the kernel remembers the pages and the files, not the
+  // addresses and the descriptors.
+  virtual void attach(const IoResources&) {}
 
   // Takes a transfer; std::logic_error when max_in_flight() are under way already. Never blocks.
   // Transfers may be held for one system call together: they start at the latest at the next
@@ -55,7 +69,7 @@ class IoBackend {
   virtual void wake() = 0;
 
   virtual uint32_t max_in_flight() const = 0;
-  // "io_uring" or "threads", with decorators' names around it.
+  // "io_uring" or "threads", with what is registered behind it and decorators' names around it.
   virtual std::string name() const = 0;
 };
 

@@ -68,6 +68,9 @@ class IoEngine {
   IoEngine(const IoEngine&) = delete;
   IoEngine& operator=(const IoEngine&) = delete;
 
+  // As IoBackend::attach.
+  void attach(const IoResources& resources) { backend_->attach(resources); }
+
   // Takes the request, which may wait for the next reap() to start. Requests start in order of
   // submission and complete in any order. Throws IoError (EINVAL) for misaligned or out-of-file
   // ranges before anything is transferred.

@@ -18,6 +18,7 @@
 #include <thread>
 
 #include "io/io_backend.h"
+#include "io/uring_registration.h"
 #include "strata/error.h"
 
 namespace strata::io {
@@ -56,21 +57,12 @@ class UringBackend final : public IoBackend {
     ::close(event_fd_);
   }
 
+  void attach(const IoResources& resources) override { registration_.attach(ring_, resources); }
+
   void submit(const Transfer& transfer) override {
     if (in_flight_ == max_in_flight_) throw std::logic_error("more transfers than the depth");
     io_uring_sqe* sqe = io_uring_get_sqe(&ring_);  // there is room for the depth and the poll
-    switch (transfer.op) {
-      case Op::read:
-        io_uring_prep_read(sqe, transfer.fd, transfer.data, transfer.bytes, transfer.offset);
-        break;
-      case Op::write:
-        io_uring_prep_write(sqe, transfer.fd, transfer.data, transfer.bytes, transfer.offset);
-        break;
-      case Op::flush:
-        io_uring_prep_fsync(sqe, transfer.fd, IORING_FSYNC_DATASYNC);
-        break;
-    }
-    io_uring_sqe_set_data64(sqe, transfer.cookie);
+    registration_.prepare(sqe, transfer);
     ++in_flight_;
   }
 
@@ -87,7 +79,7 @@ class UringBackend final : public IoBackend {
   }
 
   uint32_t max_in_flight() const override { return max_in_flight_; }
-  std::string name() const override { return "io_uring"; }
+  std::string name() const override { return "io_uring" + registration_.describe(); }
 
  private:
   int make_ring();
@@ -99,6 +91,7 @@ class UringBackend final : public IoBackend {
   const uint32_t max_in_flight_;
   int event_fd_ = -1;
   io_uring ring_ = {};
+  UringRegistration registration_;
   bool enabled_ = false;
   bool polling_ = false;
   uint32_t in_flight_ = 0;  // submitted and not reaped, whether the kernel knows them yet or not

@@ -56,6 +56,12 @@ Pump::~Pump() {
   thread_.join();
 }
 
+void Pump::attach(const io::IoResources& resources) {
+  attaching_.store(&resources, std::memory_order_release);
+  engine_->wake();
+  attaching_.wait(&resources, std::memory_order_acquire);
+}
+
 Ticket Pump::submit(const IoCommand& command) {
   Node* node = prepare(command, {}, /*holders=*/2);
   push(node);
@@ -116,6 +122,17 @@ void Pump::push(Node* node) {
   if (head == nullptr) engine_->wake();
 }
 
+void Pump::attach_resources() {
+  const io::IoResources* resources = attaching_.load(std::memory_order_acquire);
+  if (resources == nullptr) return;
+  if (engine_failure_ == nullptr) {
+    engine_->attach(*resources);
+    engine_name_ = engine_->name();
+  }
+  attaching_.store(nullptr, std::memory_order_release);
+  attaching_.notify_all();
+}
+
 void Pump::take_submissions() {
   Node* stack = submitted_.exchange(nullptr, std::memory_order_acquire);
   Node* in_order = nullptr;
@@ -173,6 +190,7 @@ void Pump::fail_all(std::exception_ptr failure) noexcept {
 void Pump::serve() {
   std::array<io::IoRequest*, 64> finished;
   while (true) {
+    attach_resources();
     take_submissions();
     const bool broken = engine_failure_ != nullptr;
     if (stopping_.load(std::memory_order_acquire) && (broken || engine_->in_flight() == 0) &&

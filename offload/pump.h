@@ -68,6 +68,9 @@ class Pump {
   Pump(const Pump&) = delete;
   Pump& operator=(const Pump&) = delete;
 
+  // As IoBackend::attach, on the pump's thread; returns when it is done. No request is under way.
+  void attach(const io::IoResources& resources);
+
   // Any thread but the pump's own.
   Ticket submit(const IoCommand& command);
 
@@ -83,6 +86,7 @@ class Pump {
     return issued_bytes_[static_cast<size_t>(op)].load(std::memory_order_relaxed);
   }
 
+  // With what is attached.
   const std::string& engine_name() const { return engine_name_; }
 
  private:
@@ -93,6 +97,7 @@ class Pump {
   Node* acquire();
   void recycle(Node* node) noexcept;
   void push(Node* node);
+  void attach_resources();
   void take_submissions();
   void complete(Node* node) noexcept;
   void run();
@@ -101,9 +106,10 @@ class Pump {
 
   // Constant after construction.
   const std::unique_ptr<io::IoEngine> engine_;
-  const std::string engine_name_;
   std::vector<std::unique_ptr<Node>> nodes_;
 
+  std::string engine_name_;                                  // changes in attach() only
+  std::atomic<const io::IoResources*> attaching_ = nullptr;  // until the pump has done it
   std::atomic<Node*> submitted_ = nullptr;  // a stack; the pump takes it whole and reverses it
   std::atomic<bool> stopping_ = false;
   std::exception_ptr engine_failure_;                       // the pump's own

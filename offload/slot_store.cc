@@ -65,6 +65,12 @@ SlotStore::SlotStore(SlotLayout layout, Files files, Pump& pump, std::span<std::
   }
 }
 
+std::vector<int> SlotStore::descriptors() const {
+  std::vector<int> descriptors = {files_.state.fd()};
+  if (files_.journal) descriptors.push_back(files_.journal->fd());
+  return descriptors;
+}
+
 Extent SlotStore::current(int32_t sub_group) const {
   return layout_.extent(sub_group, slot_of_[static_cast<size_t>(sub_group)]);
 }

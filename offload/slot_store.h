@@ -74,6 +74,8 @@ class SlotStore {
 
   const SlotLayout& layout() const { return layout_; }
   const io::BlockFile& file() const { return files_.state; }
+  // Descriptors of all files that the store's transfers go to.
+  std::vector<int> descriptors() const;
 
   // The slot that holds the last committed state, and the one the next step writes.
   Extent current(int32_t sub_group) const;

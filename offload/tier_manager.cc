@@ -27,14 +27,26 @@ Arena TierManager::claim(std::string_view name) {
   const std::lock_guard lock(mutex_);
   Arena arena;
   if (reserved_bytes(name) == 0) return arena;
-  const Reservation& reservation = find(name, Tier::device, Tier::host).reservation;
+  Claim& claim = find(name, Tier::device, Tier::host);
+  const Reservation& reservation = claim.reservation;
   if (reservation.tier == Tier::device) {
     arena.block_ = device_.allocate(reservation.bytes);
   } else {
     arena.block_ = device_.allocate_pinned(reservation.bytes);
     host_bytes_ += reservation.bytes;
   }
+  claim.data = arena.data();
   return arena;
+}
+
+std::span<std::byte> TierManager::claimed(std::string_view name) const {
+  const std::lock_guard lock(mutex_);
+  for (const Claim& claim : claims_) {
+    if (claim.reservation.name == name && claim.data != nullptr) {
+      return {claim.data, claim.reservation.bytes};
+    }
+  }
+  return {};
 }
 
 uint64_t TierManager::reserved_bytes(std::string_view name) const {

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -43,6 +44,10 @@ class TierManager {
   // reserves no bytes under it. Throws Error for a name claimed twice or unknown to the plan.
   Arena claim(std::string_view name);
 
+  // The memory of a reservation that has been claimed, empty for any other name. It holds as long
+  // as its arena.
+  std::span<std::byte> claimed(std::string_view name) const;
+
   // Bytes reserved under a name; 0 when the plan has no such reservation.
   uint64_t reserved_bytes(std::string_view name) const;
 
@@ -56,6 +61,7 @@ class TierManager {
   struct Claim {
     Reservation reservation;
     bool claimed = false;
+    std::byte* data = nullptr;
   };
   Claim& find(std::string_view name, Tier tier_a, Tier tier_b);
 

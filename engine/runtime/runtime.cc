@@ -90,6 +90,7 @@ void Runtime::build(const Disturbance& disturbance) {
       plan_->staging, *tiers_,
       [this](const offload::UpdateSpans& spans, Queue& queue) { optimizer_->update(spans, queue); },
       config_.overlap);
+  if (pump_ != nullptr) attach_io();
   access_->initialize(config_.seed);
 }
 
@@ -146,6 +147,19 @@ void Runtime::make_store(const Disturbance& disturbance) {
   store_ = std::make_unique<offload::SlotStore>(
       std::move(layout), std::move(files), *pump_,
       std::span<std::byte>(journal_record_.data(), journal_record_.bytes()));
+}
+
+void Runtime::attach_io() {
+  io::IoResources resources = {.files = store_->descriptors()};
+  std::vector<std::string> names = {reserved::kTransfer, reserved::kJournalRecord};
+  for (const Reservation& staging : offload::reservations_for(plan_->staging)) {
+    names.push_back(staging.name);
+  }
+  for (const std::string& name : names) {
+    const std::span<std::byte> memory = tiers_->claimed(name);
+    if (!memory.empty()) resources.buffers.push_back(memory);
+  }
+  pump_->attach(resources);
 }
 
 void Runtime::check_batches(std::span<const Batch> batches, size_t expected) const {

@@ -84,6 +84,8 @@ class Runtime {
   void check_batches(std::span<const Batch> batches, size_t expected) const;
   double evaluate(const Batch& batch);  // its mean loss
   void make_store(const Disturbance& disturbance);
+  // Registers memory and files that I/O touches, once all of them are there.
+  void attach_io();
   void upload_tokens(std::span<const Batch> batches);
   void execute(const Program& program, bool training);
   void forward(const Action& action, bool training);

@@ -8,26 +8,32 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <thread>
 
 namespace strata::io {
 
 struct ForbiddenSyscall {
   uint32_t number = 0;
-  uint32_t argument = 0;       // its index, looked at where `argument_bits` are given
-  uint32_t argument_bits = 0;  // only calls with one of these bits set are refused; 0: all
-  uint32_t error_number = 0;   // what the caller gets
+  // Index of an argument, looked at where `argument_bits` or `argument_value` are given: only calls
+  // with one of these bits set in it, or with exactly this value, are refused.
+  uint32_t argument = 0;
+  uint32_t argument_bits = 0;
+  std::optional<uint32_t> argument_value = {};
+  uint32_t error_number = 0;  // what the caller gets
 };
 
 inline bool forbid_to_this_thread(const ForbiddenSyscall& call) {
   const auto argument = static_cast<uint32_t>(offsetof(seccomp_data, args)) + 8 * call.argument;
-  const uint8_t skip_if_clear = call.argument_bits == 0 ? 0 : 1;
-  const uint32_t bits = call.argument_bits == 0 ? UINT32_MAX : call.argument_bits;
+  const bool any = call.argument_bits == 0 && !call.argument_value;
+  const uint8_t skip = any ? 0 : 1;
+  const auto test = static_cast<uint16_t>(call.argument_value ? BPF_JEQ : BPF_JSET);
+  const uint32_t operand = call.argument_value.value_or(call.argument_bits);
   std::array<sock_filter, 6> program = {{
       BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
       BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, call.number, 0, 3),
       BPF_STMT(BPF_LD | BPF_W | BPF_ABS, argument),
-      BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, bits, 0, skip_if_clear),
+      BPF_JUMP(static_cast<uint16_t>(BPF_JMP | BPF_K | test), operand, 0, skip),
       BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | call.error_number),
       BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
   }};

@@ -1,5 +1,5 @@
-// One suite over every backend, plain and faulty: what the engine promises does not depend on
-// what is below it.
+// One suite over every backend, plain, registered and faulty: what the engine promises does not
+// depend on what is below it.
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <unistd.h>
@@ -24,12 +24,14 @@ constexpr uint64_t kFileBytes = 4 << 20;
 struct Case {
   BackendChoice choice = BackendChoice::threads;
   uint64_t fault_seed = 0;  // 0: no faults
+  bool registered = false;
 };
 
 std::string case_name(const testing::TestParamInfo<Case>& info) {
-  const std::string name = info.param.choice == BackendChoice::threads ? "Threads" : "IoUring";
-  return info.param.fault_seed == 0 ? name
-                                    : name + "Faulty" + std::to_string(info.param.fault_seed);
+  std::string name = info.param.choice == BackendChoice::threads ? "Threads" : "IoUring";
+  if (info.param.registered) name += "Registered";
+  if (info.param.fault_seed != 0) name += "Faulty" + std::to_string(info.param.fault_seed);
+  return name;
 }
 
 // Everything that a caller must not notice.
@@ -50,23 +52,40 @@ class IoConformance : public testing::TestWithParam<Case> {
     }
   }
 
-  static std::unique_ptr<IoBackend> backend() {
+  std::unique_ptr<IoBackend> plain_backend() const {
     std::unique_ptr<IoBackend> plain = make_plain_backend(GetParam().choice, kDepth);
-    if (GetParam().fault_seed == 0) return plain;
-    return make_fault_backend(std::move(plain), survivable_faults(GetParam().fault_seed));
+    if (GetParam().registered) plain->attach(resources_);
+    return plain;
+  }
+  std::unique_ptr<IoBackend> backend() const {
+    if (GetParam().fault_seed == 0) return plain_backend();
+    return make_fault_backend(plain_backend(), survivable_faults(GetParam().fault_seed));
   }
   std::unique_ptr<IoEngine> engine(uint32_t block_bytes) {
     return std::make_unique<IoEngine>(backend(), IoEngine::Options{block_bytes}, traffic_);
   }
   std::unique_ptr<IoEngine> engine_with(const FaultPlan& plan, uint32_t block_bytes) {
-    auto faulty = make_fault_backend(make_plain_backend(GetParam().choice, kDepth), plan);
-    return std::make_unique<IoEngine>(std::move(faulty), IoEngine::Options{block_bytes}, traffic_);
+    return std::make_unique<IoEngine>(make_fault_backend(plain_backend(), plan),
+                                      IoEngine::Options{block_bytes}, traffic_);
+  }
+  // Zeroed, from the memory whose first part is registered where that is tested.
+  AlignedBuffer buffer(size_t bytes) {
+    const size_t begin = memory_used_;
+    memory_used_ += (bytes + 4095) / 4096 * 4096;
+    return AlignedBuffer(memory_.span().subspan(begin, bytes));
   }
 
   TemporaryDirectory dir_;
   NullLogSink log_;
   RecordingTraffic traffic_;
   BlockFile file_ = BlockFile::create_scratch(dir_.path(), kFileBytes, {}, log_);
+  AlignedBuffer memory_{16 << 20};
+  size_t memory_used_ = 0;
+  // Two buffers that touch, in the wrong order: transfers lie in one of them, across both, and
+  // outside. Together they stay below the usual limit of locked memory, 8 MiB.
+  const IoResources resources_ = {
+      .buffers = {memory_.span().subspan(5 << 18, 19 << 18), memory_.span().first(5 << 18)},
+      .files = {file_.fd()}};
 };
 
 TEST_P(IoConformance, BytesComeBackIdenticalAtOddBlockSizes) {
@@ -74,8 +93,8 @@ TEST_P(IoConformance, BytesComeBackIdenticalAtOddBlockSizes) {
     SCOPED_TRACE(block_bytes);
     const auto io = engine(block_bytes);
     const size_t bytes = std::min<size_t>(kFileBytes - 8192, block_bytes / 4096 * 4096 * 37 + 4096);
-    const AlignedBuffer written(bytes);
-    const AlignedBuffer read(bytes);
+    const AlignedBuffer written = buffer(bytes);
+    const AlignedBuffer read = buffer(bytes);
     written.randomize(block_bytes);
     run(*io, request_for(Op::write, file_, 8192, written.span()));
     run(*io, request_for(Op::read, file_, 8192, read.span()));
@@ -87,8 +106,8 @@ TEST_P(IoConformance, BufferedFilesTakeAnyOffsetAndLength) {
   const BlockFile buffered =
       BlockFile::create_scratch(dir_.path(), 100'003, {.direct = DirectMode::off}, log_);
   const auto io = engine(4099);
-  const AlignedBuffer written(100'001);
-  const AlignedBuffer read(100'001);
+  const AlignedBuffer written = buffer(100'001);
+  const AlignedBuffer read = buffer(100'001);
   written.randomize(1);
   run(*io, request_for(Op::write, buffered, 1, written.span()));
   run(*io, request_for(Op::read, buffered, 1, read.span()));
@@ -99,8 +118,8 @@ TEST_P(IoConformance, ManyRequestsAreEachHandedBackOnceWithTheirOwnBytes) {
   constexpr size_t kRequests = 256;
   constexpr size_t kPiece = kFileBytes / kRequests;
   const auto io = engine(kPiece / 2);
-  const AlignedBuffer written(kFileBytes);
-  const AlignedBuffer read(kFileBytes);
+  const AlignedBuffer written = buffer(kFileBytes);
+  const AlignedBuffer read = buffer(kFileBytes);
   written.randomize(2);
   std::vector<size_t> order(kRequests);
   std::iota(order.begin(), order.end(), size_t{0});
@@ -124,7 +143,7 @@ TEST_P(IoConformance, ManyRequestsAreEachHandedBackOnceWithTheirOwnBytes) {
 
 TEST_P(IoConformance, TrafficIsTheBytesAskedForWhateverItTook) {
   const auto io = engine(65536);
-  const AlignedBuffer bytes(1 << 20);
+  const AlignedBuffer bytes = buffer(1 << 20);
   run(*io, request_for(Op::write, file_, 0, bytes.span()));
   run(*io, request_for(Op::read, file_, 0, bytes.span().first(4096 * 3)));
   run(*io, request_for(Op::flush, file_, 0, {}));
@@ -135,7 +154,7 @@ TEST_P(IoConformance, TrafficIsTheBytesAskedForWhateverItTook) {
 
 TEST_P(IoConformance, FileCutBehindOurBackIsAnUnexpectedEnd) {
   const auto io = engine(16384);
-  const AlignedBuffer bytes(65536);
+  const AlignedBuffer bytes = buffer(65536);
   for (const off_t cut : {32768, 32768 + 100}) {
     SCOPED_TRACE(cut);
     ASSERT_EQ(::ftruncate(file_.fd(), cut), 0);
@@ -151,7 +170,7 @@ TEST_P(IoConformance, FileCutBehindOurBackIsAnUnexpectedEnd) {
 
 TEST_P(IoConformance, FailureNamesThePlaceAndLeavesTheEngineUsable) {
   const auto io = engine_with({.fail_at = 2}, 16384);
-  const AlignedBuffer bytes(16384 * 6);
+  const AlignedBuffer bytes = buffer(16384 * 6);
   IoRequest write = request_for(Op::write, file_, 4096, bytes.span());
   io->submit(write);
   reap_all(*io);
@@ -167,8 +186,8 @@ TEST_P(IoConformance, EveryRequestIsRightOrAnErrorNeverSilence) {
   const auto io = engine_with(plan, 8192);
   constexpr size_t kPiece = 32768;
   constexpr size_t kRequests = 64;
-  const AlignedBuffer truth(kRequests * kPiece);
-  const AlignedBuffer read(kRequests * kPiece);
+  const AlignedBuffer truth = buffer(kRequests * kPiece);
+  const AlignedBuffer read = buffer(kRequests * kPiece);
   truth.randomize(4);
   run(*engine(1 << 20), request_for(Op::write, file_, 0, truth.span()));
   std::vector<IoRequest> requests;
@@ -216,7 +235,7 @@ TEST_P(IoConformance, OwnerThreadServesOtherThreads) {
   const auto io = engine(16384);
   std::mutex mutex;
   std::vector<IoRequest*> mailbox;
-  const AlignedBuffer bytes(kClients * kEach * kPiece);
+  const AlignedBuffer bytes = buffer(kClients * kEach * kPiece);
   bytes.randomize(5);
   std::vector<IoRequest> requests;
   for (size_t i = 0; i < kClients * kEach; ++i) {
@@ -251,14 +270,14 @@ TEST_P(IoConformance, OwnerThreadServesOtherThreads) {
   for (std::thread& client : clients) client.join();
   owner.join();
 
-  const AlignedBuffer read(bytes.size());
+  const AlignedBuffer read = buffer(bytes.size());
   run(*engine(1 << 20), request_for(Op::read, file_, 0, read.span()));
   EXPECT_TRUE(same_bytes(bytes.span(), read.span()));
 }
 
 TEST_P(IoConformance, DestructionWaitsForTransfersUnderWay) {
   constexpr size_t kPiece = kFileBytes / kDepth;
-  const AlignedBuffer bytes(kFileBytes);
+  const AlignedBuffer bytes = buffer(kFileBytes);
   bytes.randomize(6);
   run(*engine(1 << 20), request_for(Op::write, file_, 0, bytes.span()));
   std::vector<IoRequest> reads;
@@ -272,9 +291,9 @@ TEST_P(IoConformance, DestructionWaitsForTransfersUnderWay) {
     for (IoRequest& read : reads) io->submit(read);
     io->reap(done, std::chrono::milliseconds(0));
   }
-  const AlignedBuffer untouched(kFileBytes);
+  const AlignedBuffer untouched = buffer(kFileBytes);
   bytes.fill(std::byte{0});
-  const AlignedBuffer meanwhile(kFileBytes);
+  const AlignedBuffer meanwhile = buffer(kFileBytes);
   run(*engine(1 << 20), request_for(Op::read, file_, 0, meanwhile.span()));
   EXPECT_TRUE(same_bytes(bytes.span(), untouched.span()));
 }
@@ -290,6 +309,8 @@ INSTANTIATE_TEST_SUITE_P(
     Backends, IoConformance,
     testing::Values(Case{BackendChoice::io_uring, 0}, Case{BackendChoice::io_uring, 1},
                     Case{BackendChoice::io_uring, 2}, Case{BackendChoice::io_uring, 3},
+                    Case{BackendChoice::io_uring, 0, true}, Case{BackendChoice::io_uring, 1, true},
+                    Case{BackendChoice::io_uring, 2, true}, Case{BackendChoice::io_uring, 3, true},
                     Case{BackendChoice::threads, 0}, Case{BackendChoice::threads, 1},
                     Case{BackendChoice::threads, 2}, Case{BackendChoice::threads, 3}),
     case_name);

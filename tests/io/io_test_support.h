@@ -32,7 +32,11 @@ class AlignedBuffer {
   static constexpr size_t kAlignment = 4096;
 
   explicit AlignedBuffer(size_t bytes)
-      : bytes_(bytes), data_(new (std::align_val_t(kAlignment)) std::byte[bytes]()) {}
+      : bytes_(bytes),
+        data_(new (std::align_val_t(kAlignment)) std::byte[bytes](), Free{.owned = true}) {}
+  // Part of a larger buffer, which must outlive this one.
+  explicit AlignedBuffer(std::span<std::byte> part)
+      : bytes_(part.size()), data_(part.data(), Free{.owned = false}) {}
 
   std::byte* data() const { return data_.get(); }
   size_t size() const { return bytes_; }
@@ -45,7 +49,10 @@ class AlignedBuffer {
 
  private:
   struct Free {
-    void operator()(std::byte* p) const { ::operator delete[](p, std::align_val_t(kAlignment)); }
+    bool owned;
+    void operator()(std::byte* p) const {
+      if (owned) ::operator delete[](p, std::align_val_t(kAlignment));
+    }
   };
   size_t bytes_;
   std::unique_ptr<std::byte[], Free> data_;

@@ -29,11 +29,16 @@ void operator delete(void* p, size_t, std::align_val_t) noexcept { std::free(p);
 namespace strata::io {
 namespace {
 
-class SteadyState : public testing::TestWithParam<std::tuple<BackendChoice, bool>> {};
+struct Case {
+  BackendChoice choice = BackendChoice::threads;
+  bool registered = false;
+};
+
+class SteadyState : public testing::TestWithParam<std::tuple<Case, bool>> {};
 
 TEST_P(SteadyState, AllocatesNothing) {
-  const auto [choice, faulty] = GetParam();
-  std::unique_ptr<IoBackend> backend = make_plain_backend(choice, 8);
+  const auto [tested, faulty] = GetParam();
+  std::unique_ptr<IoBackend> backend = make_plain_backend(tested.choice, 8);
   if (backend == nullptr) GTEST_SKIP() << "io_uring is forbidden here";
   if (faulty) {
     const FaultPlan plan = {.short_transfer_permille = 200,
@@ -51,6 +56,7 @@ TEST_P(SteadyState, AllocatesNothing) {
   const BlockFile file = BlockFile::create_scratch(dir.path(), kRequests * kRequestBytes, {}, log);
   const AlignedBuffer bytes(kRequests * kRequestBytes);
   IoEngine engine(std::move(backend), {.block_bytes = 8192}, traffic);
+  if (tested.registered) engine.attach({.buffers = {bytes.span()}, .files = {file.fd()}});
   std::array<IoRequest, kRequests> requests;
   std::array<IoRequest*, kRequests> done;
 
@@ -68,8 +74,9 @@ TEST_P(SteadyState, AllocatesNothing) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, SteadyState,
-                         testing::Combine(testing::Values(BackendChoice::io_uring,
-                                                          BackendChoice::threads),
+                         testing::Combine(testing::Values(Case{BackendChoice::io_uring},
+                                                          Case{BackendChoice::io_uring, true},
+                                                          Case{BackendChoice::threads}),
                                           testing::Bool()));
 
 }  // namespace

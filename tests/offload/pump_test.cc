@@ -112,6 +112,25 @@ TEST_F(PumpTest, ABrokenEngineFailsEveryRequestAndTheProcessLives) {
     EXPECT_THROW(pump.submit({io::Op::read, &file, 0, buffer.data(), kBlock, {}}).wait(), IoError);
   }
   pump.quiesce();
+  pump.attach({});
+}
+
+// Attached by one thread, registered and used by the pump's.
+TEST_F(PumpTest, AttachedMemoryAndFilesServeTheSameBytes) {
+  const io::BlockFile file = scratch(2 * kBlock);
+  const MemoryBlock out = device_->allocate_pinned(2 * kBlock);
+  const MemoryBlock in = device_->allocate_pinned(2 * kBlock);
+  const auto pump = make_pump(recorder_);
+  const std::string plain = pump->engine_name();
+  pump->attach({.buffers = {{out.data(), out.bytes()}, {in.data(), kBlock}}, .files = {file.fd()}});
+  EXPECT_EQ(pump->engine_name() == plain, plain == "threads");
+  for (int i = 0; i < 8; ++i) {
+    std::memset(out.data(), i + 1, out.bytes());
+    pump->submit({io::Op::write, &file, 0, out.data(), out.bytes(), {}}).wait();
+    pump->submit({io::Op::flush, &file, 0, nullptr, 0, {}}).wait();
+    pump->submit({io::Op::read, &file, 0, in.data(), in.bytes(), {}}).wait();
+    EXPECT_EQ(std::memcmp(out.data(), in.data(), out.bytes()), 0) << "round " << i;
+  }
 }
 
 TEST_F(PumpTest, DroppedTicketsStillFinish) {

@@ -2,11 +2,37 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 
 #include "strata/log.h"
 
 namespace strata::io {
+
+class BlockFile;
+
+// Bytes from 0 to bytes() that requests address: one file, or several that they are dealt to
+// (StripedFile). Any thread may ask.
+class FileSpace {
+ public:
+  // Bytes that lie one after the other in one file.
+  struct Run {
+    const BlockFile* file = nullptr;
+    uint64_t offset = 0;
+    uint64_t bytes = 0;
+  };
+
+  virtual ~FileSpace() = default;
+  virtual uint64_t bytes() const = 0;
+  // For messages.
+  virtual const std::string& path() const = 0;
+  // Of every request: its buffer, and its offset and length. Powers of two.
+  virtual uint32_t memory_alignment() const = 0;
+  virtual uint32_t offset_alignment() const = 0;
+  virtual std::span<const BlockFile> files() const = 0;
+  // What lies at `offset`, below bytes(), as far as one file goes.
+  virtual Run locate(uint64_t offset) const = 0;
+};
 
 enum class DirectMode : uint8_t {
   automatic,  // O_DIRECT, or buffered with one warning a file where the file system refuses it
@@ -21,7 +47,7 @@ struct BlockFileOptions {
 // One open file of fixed size. Immutable after construction, so any thread may read it; the bytes
 // behind it are moved by IoEngine. Closing happens in the destructor and cannot lose data: what
 // must be durable is flushed through the engine.
-class BlockFile {
+class BlockFile final : public FileSpace {
  public:
   // An anonymous file in `directory` (O_TMPFILE, or created and unlinked where that is refused):
   // gone with the process, however it ends. All its blocks are reserved, so that no later write
@@ -38,15 +64,17 @@ class BlockFile {
 
   BlockFile(BlockFile&& other) noexcept;
   BlockFile& operator=(BlockFile&& other) noexcept;
-  ~BlockFile();
+  ~BlockFile() override;
 
   int fd() const { return fd_; }
-  const std::string& path() const { return path_; }
-  uint64_t bytes() const { return bytes_; }
+  const std::string& path() const override { return path_; }
+  uint64_t bytes() const override { return bytes_; }
   bool direct() const { return direct_; }
-  // From statx(STATX_DIOALIGN); 4096 where the kernel does not say; 1 when buffered. Powers of two.
-  uint32_t memory_alignment() const { return memory_alignment_; }
-  uint32_t offset_alignment() const { return offset_alignment_; }
+  // From statx(STATX_DIOALIGN); 4096 where the kernel does not say; 1 when buffered.
+  uint32_t memory_alignment() const override { return memory_alignment_; }
+  uint32_t offset_alignment() const override { return offset_alignment_; }
+  std::span<const BlockFile> files() const override { return {this, 1}; }
+  Run locate(uint64_t offset) const override { return {this, offset, bytes_ - offset}; }
 
  private:
   BlockFile(int fd, std::string path);

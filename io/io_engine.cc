@@ -48,7 +48,7 @@ constexpr Activity activity(Op op) {
 }
 
 // Where a transfer may begin and end, in the file as in memory; alignments are powers of two.
-uint32_t alignment(const BlockFile& file) {
+uint32_t alignment(const FileSpace& file) {
   return std::max(file.offset_alignment(), file.memory_alignment());
 }
 
@@ -59,7 +59,7 @@ uint32_t alignment(const BlockFile& file) {
 }
 
 void check(const IoRequest& request) {
-  const BlockFile& file = *request.file;
+  const FileSpace& file = *request.file;
   if (request.op == Op::flush) {
     if (request.bytes != 0) refuse(request, "a flush has no bytes of its own");
     return;
@@ -74,6 +74,11 @@ void check(const IoRequest& request) {
   if (request.offset > file.bytes() || request.bytes > file.bytes() - request.offset) {
     refuse(request, fmt::format("the file ends at {}", file.bytes()));
   }
+}
+
+// What `started` amounts to once nothing is left to start.
+uint64_t to_start(const IoRequest& request) {
+  return request.op == Op::flush ? request.file->files().size() : request.bytes;
 }
 
 int64_t deadline_after(std::chrono::milliseconds timeout) {
@@ -92,9 +97,12 @@ std::chrono::milliseconds until(int64_t deadline_ns) {
 
 struct IoEngine::Slot {
   IoRequest* request = nullptr;
-  uint64_t done_bytes = 0;  // of the request, where the rest of this transfer begins
-  uint32_t bytes = 0;       // that rest
-  uint32_t attempts = 0;    // in a row that moved nothing
+  const BlockFile* file = nullptr;
+  // What is left of the transfer.
+  uint64_t offset = 0;
+  std::byte* data = nullptr;
+  uint32_t bytes = 0;
+  uint32_t attempts = 0;  // in a row that moved nothing
   int64_t retry_at_ns = 0;
 };
 
@@ -102,9 +110,9 @@ void IoRequest::throw_if_failed() const {
   if (ok()) return;
   const std::string reason =
       error == 0 ? "unexpected end of file" : std::generic_category().message(error);
-  throw IoError(fmt::format("{} of {} failed at offset {}: {} (errno {})", name(op), file->path(),
-                            error_offset, reason, error),
-                file->path(), error_offset, error);
+  throw IoError(fmt::format("{} of {} failed at offset {}: {} (errno {})", name(op),
+                            error_file->path(), error_offset, reason, error),
+                error_file->path(), error_offset, error);
 }
 
 void IoEngine::RequestList::push(IoRequest& request) {
@@ -140,10 +148,11 @@ IoEngine::~IoEngine() = default;
 void IoEngine::submit(IoRequest& request) {
   check(request);
   request.error = 0;
+  request.error_file = request.file->files().data();
   request.error_offset = 0;
   request.done_bytes = 0;
   request.failed = false;
-  request.started_bytes = 0;
+  request.started = 0;
   request.transfers_in_flight = 0;
   request.begin_ns = now_ns();
   ++in_flight_;
@@ -188,35 +197,41 @@ void IoEngine::start_waiting() {
   while (waiting_.head != nullptr && !free_slots_.empty()) {
     IoRequest& request = *waiting_.head;
     start_next_transfer(request);
-    if (request.started_bytes == request.bytes) waiting_.pop();
+    if (request.started == to_start(request)) waiting_.pop();
   }
 }
 
 void IoEngine::start_next_transfer(IoRequest& request) {
-  const uint32_t unit = alignment(*request.file);
-  const uint32_t block = std::max(unit, options_.block_bytes / unit * unit);
-  const uint64_t left = request.bytes - request.started_bytes;
   const uint32_t index = free_slots_.back();
   free_slots_.pop_back();
-  slots_[index] = {.request = &request,
-                   .done_bytes = request.started_bytes,
-                   .bytes = static_cast<uint32_t>(std::min<uint64_t>(block, left))};
-  if (request.started_bytes == 0) request.begin_ns = now_ns();
-  request.started_bytes += slots_[index].bytes;
+  Slot& slot = slots_[index];
+  slot = {.request = &request};
+  if (request.started == 0) request.begin_ns = now_ns();
+  if (request.op == Op::flush) {
+    slot.file = &request.file->files()[request.started++];
+  } else {
+    const uint32_t unit = alignment(*request.file);
+    const uint64_t block = std::max(unit, options_.block_bytes / unit * unit);
+    const FileSpace::Run run = request.file->locate(request.offset + request.started);
+    slot.file = run.file;
+    slot.offset = run.offset;
+    slot.data = request.data + request.started;
+    slot.bytes =
+        static_cast<uint32_t>(std::min({block, run.bytes, request.bytes - request.started}));
+    request.started += slot.bytes;
+  }
   ++request.transfers_in_flight;
   submit_slot(index);
 }
 
 void IoEngine::submit_slot(uint32_t index) {
   const Slot& slot = slots_[index];
-  const IoRequest& request = *slot.request;
-  Transfer transfer = {.op = request.op, .fd = request.file->fd(), .cookie = index};
-  if (request.op != Op::flush) {
-    transfer.offset = request.offset + slot.done_bytes;
-    transfer.data = request.data + slot.done_bytes;
-    transfer.bytes = slot.bytes;
-  }
-  backend_->submit(transfer);
+  backend_->submit({.op = slot.request->op,
+                    .fd = slot.file->fd(),
+                    .offset = slot.offset,
+                    .data = slot.data,
+                    .bytes = slot.bytes,
+                    .cookie = index});
 }
 
 void IoEngine::finish_transfer(const Completion& completion) {
@@ -242,7 +257,8 @@ void IoEngine::advance(uint32_t index, uint32_t moved_bytes) {
   const uint32_t kept =
       complete ? moved_bytes : moved_bytes - moved_bytes % alignment(*slot.request->file);
   slot.request->done_bytes += kept;
-  slot.done_bytes += kept;
+  slot.offset += kept;
+  slot.data += kept;
   slot.bytes -= kept;
   if (complete) {
     release(index);
@@ -291,7 +307,8 @@ void IoEngine::fail(uint32_t index, int error_number) {
   if (!request.failed) {
     request.failed = true;
     request.error = error_number;
-    request.error_offset = request.offset + slot.done_bytes;
+    request.error_file = slot.file;
+    request.error_offset = slot.offset;
     // Only the head of the queue has some transfers under way and others not started.
     if (waiting_.head == &request) waiting_.pop();
   }
@@ -308,7 +325,7 @@ void IoEngine::release(uint32_t index) {
 // Finished requests left waiting_ before: by failing, or by having all their bytes started.
 void IoEngine::finish_if_done(IoRequest& request) {
   if (request.transfers_in_flight > 0) return;
-  if (!request.failed && request.started_bytes < request.bytes) return;
+  if (!request.failed && request.started < to_start(request)) return;
   if (request.ok()) {
     traffic_.record({.activity = activity(request.op),
                      .tag = request.tag,

@@ -1,13 +1,13 @@
 // Requests in, checked byte counts out.
 //
-// IoEngine cuts requests into transfers of at most `block_bytes`, keeps up to the backend's depth
-// of them under way, resumes short transfers at an aligned offset, retries EINTR and EAGAIN, and
-// completes a request once every byte is accounted for or one error is known *and* none of its
-// transfers still touches the buffer. A read past the end of the file is an IoError, never a short
-// count.
+// IoEngine cuts requests into transfers of at most `block_bytes` in one file each, keeps up to the
+// backend's depth of them under way, resumes short transfers at an aligned offset, retries EINTR
+// and EAGAIN, and completes a request once every byte is accounted for or one error is known *and*
+// none of its transfers still touches the buffer. A read past the end of the file is an IoError,
+// never a short count.
 //
-// Requests are not ordered among themselves: a flush makes durable what had completed when it was
-// submitted, so the caller reaps the writes first.
+// Requests are not ordered among themselves: a flush, of every file, makes durable what had
+// completed when it was submitted, so the caller reaps the writes first.
 //
 // Threads: one owner thread calls submit() and reap(); wake() is for any thread. The owner of an
 // IoRequest is the caller; the engine keeps a pointer from submit() until reap() hands it back.
@@ -32,7 +32,7 @@ namespace strata::io {
 struct IoRequest {
   // Set by the caller; `file` and `data` stay put until the request is handed back.
   Op op = Op::read;
-  const BlockFile* file = nullptr;
+  const FileSpace* file = nullptr;
   uint64_t offset = 0;        // multiple of file->offset_alignment()
   std::byte* data = nullptr;  // aligned to file->memory_alignment()
   uint64_t bytes = 0;         // multiple of file->offset_alignment(); 0 for flush
@@ -40,16 +40,17 @@ struct IoRequest {
   void* user = nullptr;
 
   // Set by the engine before reap() hands the request back.
-  int error = 0;              // errno of the first failure; 0 and !ok(): unexpected end of file
-  uint64_t error_offset = 0;  // where in the file it happened
-  uint64_t done_bytes = 0;    // == bytes exactly when ok()
+  int error = 0;  // errno of the first failure; 0 and !ok(): unexpected end of file
+  const BlockFile* error_file = nullptr;  // of the files, the one where it happened
+  uint64_t error_offset = 0;              // and where in it
+  uint64_t done_bytes = 0;                // == bytes exactly when ok()
   bool ok() const { return !failed && done_bytes == bytes; }
   // The failure as an IoError naming path, offset and errno.
   void throw_if_failed() const;
 
   // The engine's own, while under way.
   bool failed = false;
-  uint64_t started_bytes = 0;
+  uint64_t started = 0;  // bytes, or of a flush files, whose transfer has begun
   uint32_t transfers_in_flight = 0;
   int64_t begin_ns = 0;  // when its first transfer started
   IoRequest* next = nullptr;

@@ -23,7 +23,7 @@ namespace strata::offload {
 
 struct IoCommand {
   io::Op op = io::Op::read;
-  const io::BlockFile* file = nullptr;
+  const io::FileSpace* file = nullptr;
   uint64_t offset = 0;        // bytes, aligned to the file
   std::byte* data = nullptr;  // aligned to the file
   uint64_t bytes = 0;

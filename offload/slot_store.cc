@@ -66,7 +66,8 @@ SlotStore::SlotStore(SlotLayout layout, Files files, Pump& pump, std::span<std::
 }
 
 std::vector<int> SlotStore::descriptors() const {
-  std::vector<int> descriptors = {files_.state.fd()};
+  std::vector<int> descriptors;
+  for (const io::BlockFile& file : files_.state.files()) descriptors.push_back(file.fd());
   if (files_.journal) descriptors.push_back(files_.journal->fd());
   return descriptors;
 }

@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "io/block_file.h"
+#include "io/striped_file.h"
 #include "offload/pump.h"
 #include "strata/log.h"
 
@@ -61,7 +62,7 @@ struct JournalRecord {
 class SlotStore {
  public:
   struct Files {
-    io::BlockFile state;
+    io::StripedFile state;
     std::optional<io::BlockFile> journal;  // with two slots
   };
   static constexpr uint64_t kMaxPayloadBytes = 4096;
@@ -73,7 +74,7 @@ class SlotStore {
   SlotStore(SlotLayout layout, Files files, Pump& pump, std::span<std::byte> staging);
 
   const SlotLayout& layout() const { return layout_; }
-  const io::BlockFile& file() const { return files_.state; }
+  const io::StripedFile& file() const { return files_.state; }
   // Descriptors of all files that the store's transfers go to.
   std::vector<int> descriptors() const;
 

@@ -106,7 +106,7 @@ BenchMemory::BenchMemory(int64_t numel, size_t element_bytes)
 BenchMemory::~BenchMemory() { munmap(mapped_, mapped_bytes_); }
 
 void require_memory(uint64_t bytes) {
-  const uint64_t available = engine::MachineMemory::of_host("", 1).host_bytes;
+  const uint64_t available = engine::MachineMemory::of_host({}, 1).host_bytes;
   if (bytes <= available) return;
   throw OutOfBudget(
       fmt::format("the bench needs {} MiB of memory and {} MiB are free: ask for fewer elements",

@@ -189,6 +189,18 @@ class Resolver {
           "live on nvme, so name a directory for its files");
     }
     config_.nvme_paths = draft_.nvme_paths;
+    check_nvme_weights();
+  }
+
+  void check_nvme_weights() const {
+    const size_t weights = config_.nvme_weights.size();
+    const size_t paths = config_.nvme_paths.size();
+    if (weights == 0 || weights == paths) return;
+    fail(
+        fmt::format("\"strata.nvme_weights\" has {} and "
+                    "\"zero_optimization.offload_optimizer.nvme_path\" {} entries: give each "
+                    "directory one weight",
+                    weights, paths));
   }
 
   void resolve_io() {

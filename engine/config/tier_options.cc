@@ -1,7 +1,10 @@
 // Keys that decide where state lives and how it moves: ZeRO, offloading, I/O, "strata".
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "engine/config/option_table.h"
+#include "io/stripe_pattern.h"
 #include "strata/grain.h"
 
 namespace strata {
@@ -117,9 +120,9 @@ Group zero_group(ConfigDraft& draft) {
   return group;
 }
 
-// One directory, or as our extension a list of them.
+// A directory, or as our extension a list of them.
 Value nvme_path(std::vector<std::string>& out) {
-  const std::string expects = "a directory's path";
+  const std::string expects = "a directory's path or a list of them";
   return {expects, "", [=, &out](const Json& json) -> std::string {
             const Json list = json.is_array() ? json : Json::array({json});
             std::vector<std::string> paths;
@@ -129,15 +132,33 @@ Value nvme_path(std::vector<std::string>& out) {
               }
               paths.push_back(path.get<std::string>());
             }
-            if (paths.size() > 1) {
-              return fmt::format(
-                  "lists {} directories, and more than one is not there yet: name one",
-                  paths.size());
-            }
             if (paths.empty()) return must_be(expects, json);
+            for (const std::string& path : paths) {
+              if (std::count(paths.begin(), paths.end(), path) > 1) {
+                return fmt::format("lists \"{}\" twice: name each directory once", path);
+              }
+            }
             out = std::move(paths);
             return "";
           }};
+}
+
+// "auto", or a weight a directory.
+Value nvme_weights(std::vector<uint32_t>& out) {
+  const std::string expects =
+      fmt::format("\"auto\" or a list of integers from 1 to {}", io::StripePattern::kMaxWeight);
+  Value value = {expects, "\"auto\"", [=, &out](const Json& json) -> std::string {
+                   if (json == "auto") return "";
+                   if (!json.is_array() || json.empty()) return must_be(expects, json);
+                   for (const Json& weight : json) {
+                     const auto taken = as_integer(weight, {1, io::StripePattern::kMaxWeight});
+                     if (!taken) return must_be(expects, json);
+                     out.push_back(static_cast<uint32_t>(*taken));
+                   }
+                   return "";
+                 }};
+  value.takes_auto = true;
+  return value;
 }
 
 Value offload_param_device(OffloadDevice& out) {
@@ -165,7 +186,8 @@ Group offload_group(ConfigDraft& draft) {
                 "`strata.placement` can split each kind of state."),
        honoured(optimizer + ".nvme_path", nvme_path(draft.nvme_paths),
                 "Directory of the state files; needed when something lives on nvme.",
-                "A list of directories is our extension; more than one is not there yet."),
+                "A list of directories, on disks of their own, is our extension: state is dealt "
+                "to all of them (`strata.nvme_weights`)."),
        honoured(optimizer + ".ratio", number(draft.ratio, {.min = 0, .max = 1}),
                 "With device cpu: the part that lives and is updated in host memory; the rest "
                 "stays on the device.",
@@ -293,6 +315,10 @@ Group strata_group(ConfigDraft& draft) {
                                        {"off", DirectChoice::off}}),
                 "O_DIRECT; auto falls back to buffered files, with a warning, where the file "
                 "system refuses."),
+       honoured("strata.nvme_weights", nvme_weights(draft.config.nvme_weights),
+                "How much of the state goes to each of several directories of `nvme_path`: as [3, "
+                "1], three times as much to the first as to the second. auto goes by their "
+                "bandwidth, measured for half a second each at start."),
        honoured("strata.comm_timeout", number(out.comm_timeout_s, {.min = 0, .above_min = true}),
                 "Seconds that a rank waits for one that is alive but does not come, before the "
                 "run ends."),

@@ -77,8 +77,8 @@ std::string budget_source(const Config& config, Tier tier) {
     case Tier::host:
       return config.host_memory != 0 ? "strata.host_memory" : "this machine's free memory";
     case Tier::nvme:
-      return fmt::format("the disk of '{}'",
-                         config.nvme_paths.empty() ? std::string() : config.nvme_paths[0]);
+      return fmt::format("{} of '{}'", config.nvme_paths.size() == 1 ? "the disk" : "the disks",
+                         fmt::join(config.nvme_paths, "' and '"));
   }
   return {};
 }

@@ -8,7 +8,7 @@
 #include <string>
 
 #include "engine/plan/planner.h"
-#include "io/block_file.h"
+#include "io/striped_file.h"
 #include "strata/error.h"
 
 namespace strata::engine {
@@ -51,14 +51,15 @@ void check_directory(const std::string& path) {
 
 }  // namespace
 
-MachineMemory MachineMemory::of_host(const std::string& nvme_path, int ranks) {
+MachineMemory MachineMemory::of_host(const Config& config, int ranks) {
   MachineMemory memory;
   memory.host_bytes = available_memory_bytes() / static_cast<uint64_t>(ranks);
   memory.device_bytes = memory.host_bytes;
   memory.process_bytes = resident_bytes();
-  if (!nvme_path.empty()) {
-    check_directory(nvme_path);
-    memory.disk_bytes = io::free_bytes(nvme_path) / static_cast<uint64_t>(ranks);
+  for (const std::string& path : config.nvme_paths) check_directory(path);
+  if (!config.nvme_paths.empty()) {
+    memory.disk_bytes = io::striped_free_bytes(config.nvme_paths, config.nvme_weights) /
+                        static_cast<uint64_t>(ranks);
   }
   return memory;
 }

@@ -25,10 +25,10 @@ struct MachineMemory {
   uint64_t disk_bytes = 0;
   uint64_t process_bytes = 0;  // resident now, before anything is claimed
 
-  // Asks the system: MemAvailable (the host device shares it), and the file system of `nvme_path`
-  // when that is not empty, each divided by the ranks on this machine. Throws ConfigError for a
+  // Asks the system: MemAvailable (the host device shares it), and the file systems of the
+  // configuration's nvme_paths, each divided by the ranks on this machine. Throws ConfigError for a
   // path that does not exist or cannot be written.
-  static MachineMemory of_host(const std::string& nvme_path, int ranks);
+  static MachineMemory of_host(const Config& config, int ranks);
 };
 
 // Where activations lie in their reservations; offsets in bytes.

@@ -4,7 +4,10 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <vector>
 
+#include "io/bandwidth_probe.h"
+#include "io/io_engine.h"
 #include "kernels/device/cuda_device.h"
 #include "strata/error.h"
 
@@ -57,6 +60,49 @@ std::unique_ptr<io::IoBackend> make_io_backend(const Config& config, const Distu
   auto backend = io::make_backend(choice, config.io_queue_depth, config.io_threads, log);
   if (disturbance.io) backend = io::make_fault_backend(std::move(backend), *disturbance.io);
   return backend;
+}
+
+io::BlockFileOptions block_file_options(const Config& config) {
+  switch (config.io_direct) {
+    case DirectChoice::required:
+      return {io::DirectMode::required};
+    case DirectChoice::off:
+      return {io::DirectMode::off};
+    case DirectChoice::automatic:
+      break;
+  }
+  return {io::DirectMode::automatic};
+}
+
+io::Stripes make_stripes(const Config& config, const Disturbance& disturbance, uint64_t bytes,
+                         LogSink& log) {
+  io::Stripes stripes = {config.nvme_paths, config.nvme_weights, config.io_block_bytes};
+  if (!stripes.weights.empty()) return stripes;
+  if (stripes.directories.size() == 1) {
+    stripes.weights = {1};
+    return stripes;
+  }
+  NullTrafficSink not_of_the_run;
+  io::IoEngine engine(make_io_backend(config, disturbance, log),
+                      {.block_bytes = config.io_block_bytes}, not_of_the_run);
+  std::vector<double> bandwidths;
+  for (const std::string& directory : stripes.directories) {
+    bandwidths.push_back(io::probe_bandwidth(engine, directory, bytes / stripes.directories.size(),
+                                             block_file_options(config)));
+  }
+  stripes.weights = io::weights_for(bandwidths);
+  return stripes;
+}
+
+std::string describe_paths(const Config& config, const io::StripedFile& file) {
+  if (config.nvme_paths.size() == 1) return config.nvme_paths.front();
+  std::vector<std::string> shares;
+  for (size_t i = 0; i < config.nvme_paths.size(); ++i) {
+    shares.push_back(
+        fmt::format("{} {:.0f} %", config.nvme_paths[i], 100 * file.pattern().share(i)));
+  }
+  return fmt::format("{}{}", fmt::join(shares, " and "),
+                     config.nvme_weights.empty() ? " by measured bandwidth" : "");
 }
 
 }  // namespace strata::engine

@@ -5,8 +5,10 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <string>
 
 #include "io/io_backend.h"
+#include "io/striped_file.h"
 #include "kernels/device/device.h"
 #include "kernels/device/host_device.h"
 #include "kernels/ops/layer_ops.h"
@@ -38,5 +40,15 @@ std::unique_ptr<Device> make_device(const Config& config, const Disturbance& dis
 // Throws IoError for an I/O engine that is asked for and forbidden.
 std::unique_ptr<io::IoBackend> make_io_backend(const Config& config, const Disturbance& disturbance,
                                                LogSink& log);
+
+io::BlockFileOptions block_file_options(const Config& config);
+
+// The configuration's directories for a file of `bytes`, with its weights; where it has none,
+// several directories are measured. Throws IoError.
+io::Stripes make_stripes(const Config& config, const Disturbance& disturbance, uint64_t bytes,
+                         LogSink& log);
+
+// "/a", or "/a 67 % and /b 33 %", for the start-up lines.
+std::string describe_paths(const Config& config, const io::StripedFile& file);
 
 }  // namespace strata::engine

@@ -55,9 +55,8 @@ Runtime::Runtime(Model model, const Config& config, const World& world,
 }
 
 void Runtime::build(const Disturbance& disturbance) {
-  const std::string nvme_path = config_.nvme_paths.empty() ? "" : config_.nvme_paths.front();
   plan_ = std::make_unique<Plan>(make_plan({model_, config_, world_, shape_, *layer_ops_,
-                                            MachineMemory::of_host(nvme_path, world_.local_size)}));
+                                            MachineMemory::of_host(config_, world_.local_size)}));
   compare_with_peers();
   tiers_ = std::make_unique<offload::TierManager>(*device_, plan_->summary);
   frozen_ = tiers_->claim(reserved::kFrozen);
@@ -130,17 +129,17 @@ void Runtime::make_store(const Disturbance& disturbance) {
                                      recorder_),
       kPumpRequests);
 
-  const std::string& directory = config_.nvme_paths.front();
-  io::BlockFileOptions file_options;
-  file_options.direct = config_.io_direct == DirectChoice::required ? io::DirectMode::required
-                        : config_.io_direct == DirectChoice::off    ? io::DirectMode::off
-                                                                    : io::DirectMode::automatic;
+  const io::BlockFileOptions file_options = block_file_options(config_);
   offload::SlotLayout layout = plan_->state.slot_layout();
+  const uint64_t state_bytes = layout.file_bytes();
   offload::SlotStore::Files files{
-      io::BlockFile::create_scratch(directory, layout.file_bytes(), file_options, log_), {}};
+      io::StripedFile::create_scratch(make_stripes(config_, disturbance, state_bytes, log_),
+                                      state_bytes, file_options, log_),
+      {}};
   tiers_->claim_disk(reserved::kStateFile, files.state.bytes());
   if (const uint64_t journal_bytes = offload::SlotStore::journal_bytes(layout)) {
-    files.journal = io::BlockFile::create_scratch(directory, journal_bytes, file_options, log_);
+    files.journal = io::BlockFile::create_scratch(config_.nvme_paths.front(), journal_bytes,
+                                                  file_options, log_);
     tiers_->claim_disk(reserved::kJournalFile, journal_bytes);
     journal_record_ = tiers_->claim(reserved::kJournalRecord);
   }
@@ -442,7 +441,7 @@ std::vector<std::string> Runtime::description() const {
   if (store_ != nullptr) {
     lines.push_back(fmt::format("nvme: {} ({}, {}), {} sub-groups, {} slot{}", pump_->engine_name(),
                                 store_->file().direct() ? "O_DIRECT" : "buffered",
-                                config_.nvme_paths.front(), plan_->summary.sub_groups,
+                                describe_paths(config_, store_->file()), plan_->summary.sub_groups,
                                 plan_->state.slots, plan_->state.slots == 1 ? "" : "s"));
   }
   lines.push_back(fmt::format("recovery: {} (a killed run starts from the beginning)",

@@ -77,6 +77,8 @@ struct Config {
   Codec master_codec = Codec::fp32;
   Codec moment_codec = Codec::fp32;
   std::vector<std::string> nvme_paths;  // directories; empty when nothing lives on nvme
+  // How much goes to each of several nvme_paths; empty: by their bandwidth, measured at start.
+  std::vector<uint32_t> nvme_weights;
 
   // Budgets in bytes; 0: as much as the plan needs and the machine has.
   uint64_t device_memory = 0;

@@ -131,6 +131,10 @@ TEST_F(BudgetTest, ImpossibleSettingsAreRefused) {
       [](Config& c) { c.dtype = DType::fp16; },
       [](Config& c) { c.nvme_paths = {"/no/such/directory"}; },
       [](Config& c) { c.nvme_paths.clear(); },
+      [](Config& c) {
+        c.nvme_weights = {1, 1};
+      },
+      [](Config& c) { c.nvme_weights = {0}; },
   };
   for (size_t i = 0; i < edits.size(); ++i) {
     Config config = config_;

@@ -199,9 +199,22 @@ INSTANTIATE_TEST_SUITE_P(
                                     "master": {"device": 1}, "param": {"nvme": 1}})"),
                 "ds.json: \"strata.placement.param.nvme\" is above 0, and parameters on nvme are "
                 "not there yet: put that part into \"host\""},
-        Refusal{"TwoPaths", zero(R"("offload_optimizer": {"nvme_path": ["/a", "/b"]})"),
-                "ds.json: \"zero_optimization.offload_optimizer.nvme_path\" lists 2 directories, "
-                "and more than one is not there yet: name one"},
+        Refusal{"OnePathTwice", zero(R"("offload_optimizer": {"nvme_path": ["/a", "/b", "/a"]})"),
+                "ds.json: \"zero_optimization.offload_optimizer.nvme_path\" lists \"/a\" twice: "
+                "name each directory once"},
+        Refusal{"NoPathInTheList", zero(R"("offload_optimizer": {"nvme_path": []})"),
+                "ds.json: \"zero_optimization.offload_optimizer.nvme_path\" must be a directory's "
+                "path or a list of them, found []"},
+        Refusal{"WeightOfNothing", own(R"("nvme_weights": [1, 0])"),
+                "ds.json: \"strata.nvme_weights\" must be \"auto\" or a list of integers from 1 to "
+                "1024, found [1,0]"},
+        Refusal{"WeightsWithoutTheirPaths",
+                R"({"train_batch_size": 1, "strata": {"nvme_weights": [1, 2, 3]},
+                    "zero_optimization": {"offload_optimizer": {"device": "nvme",
+                                                                "nvme_path": ["/a", "/b"]}}})",
+                "ds.json: \"strata.nvme_weights\" has 3 and "
+                "\"zero_optimization.offload_optimizer.nvme_path\" 2 entries: give each directory "
+                "one weight"},
         Refusal{"RatioOutOfRange", zero(R"("offload_optimizer": {"ratio": 1.5})"),
                 "ds.json: \"zero_optimization.offload_optimizer.ratio\" must be a number of at "
                 "least 0 and at most 1, found 1.5"},
@@ -359,6 +372,20 @@ TEST(Config, OffloadKeysDecideThePlacement) {
   const Config nvme = parse(zero(R"("offload_optimizer": {"device": "nvme", "nvme_path": "/n"})"));
   for (const TierFractions& parts : nvme.optimizer_state) EXPECT_EQ(parts.nvme, 1);
   EXPECT_THAT(nvme.nvme_paths, ElementsAre("/n"));
+}
+
+TEST(Config, SeveralNvmePathsHaveWeightsOrAreMeasured) {
+  const std::string paths = R"("zero_optimization": {"offload_optimizer": {
+      "device": "nvme", "nvme_path": ["/a", "/b"]}})";
+  const Config weighed =
+      parse(R"({"train_batch_size": 1, "strata": {"nvme_weights": [3, 1]}, )" + paths + "}");
+  EXPECT_THAT(weighed.nvme_paths, ElementsAre("/a", "/b"));
+  EXPECT_THAT(weighed.nvme_weights, ElementsAre(3, 1));
+  for (const std::string more : {"", R"("strata": {"nvme_weights": "auto"}, )"}) {
+    const Config measured = parse(R"({"train_batch_size": 1, )" + more + paths + "}");
+    EXPECT_THAT(measured.nvme_paths, ElementsAre("/a", "/b"));
+    EXPECT_TRUE(measured.nvme_weights.empty());
+  }
 }
 
 TEST(Config, StratasPlacementOverridesKindByKind) {

@@ -1,9 +1,12 @@
 // P1: placement, cuts, overlap, threads, instruction sets, I/O engines and disturbances change no
 // bit of the training state; and each run moves exactly the bytes that its plan says.
-#include <gtest/gtest.h>
+#include <gmock/gmock.h>
 
+#include <filesystem>
 #include <functional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "kernels/ops/optimizer_ops.h"
 #include "tests/engine/tiny_run.h"
@@ -11,12 +14,25 @@
 namespace strata {
 namespace {
 
+using testing::AnyOf;
+using testing::HasSubstr;
 using testing_support::run_tiny;
 using testing_support::RunOutcome;
 using testing_support::TemporaryDirectory;
 using testing_support::tiny_config;
 
 constexpr int kSteps = 3;
+
+// Instead of one directory, as many in it as there are weights.
+void spread(Config& config, std::vector<uint32_t> weights) {
+  const std::string parent = config.nvme_paths.front();
+  config.nvme_paths.clear();
+  for (size_t i = 0; i < weights.size(); ++i) {
+    config.nvme_paths.push_back(parent + "/disk" + std::to_string(i));
+    std::filesystem::create_directory(config.nvme_paths.back());
+  }
+  config.nvme_weights = std::move(weights);
+}
 
 struct Variant {
   std::string name;
@@ -96,6 +112,16 @@ std::vector<Variant> ways_to_run() {
       {"always_recompute", [](Config& c) { c.recompute = RecomputeChoice::always; }},
       {"thread_io", [](Config& c) { c.io_engine = IoChoice::threads; }},
       {"buffered_io", [](Config& c) { c.io_direct = DirectChoice::off; }},
+      {"two_paths_3_1",
+       [](Config& c) {
+         spread(c, {3, 1});
+       }},
+      {"three_paths_1_2_5",
+       [](Config& c) {
+         spread(c, {1, 2, 5});
+         c.io_block_bytes = 12 << 10;
+         c.sub_group_numel = 3 * kGrainNumel;
+       }},
   };
   return ways;
 }
@@ -165,6 +191,7 @@ TEST_P(EverySeed, DisturbanceLeavesTheSameBits) {
   varied.sub_group_numel = static_cast<int64_t>(1 + seed % 4) * kGrainNumel;
   varied.slots = 1 + static_cast<int>(seed % 3 == 0);
   varied.io_engine = seed % 2 == 0 ? IoChoice::threads : IoChoice::automatic;
+  if (seed % 4 == 1) spread(varied, {1, 2});
   engine::Disturbance disturbance;
   disturbance.delay_seed = seed;
   disturbance.io = io::FaultPlan{.seed = seed,
@@ -181,6 +208,36 @@ TEST_P(EverySeed, DisturbanceLeavesTheSameBits) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Seeds, EverySeed, testing::Range<uint64_t>(1, 33));
+
+TEST_F(PlacementTest, MeasuredPathsLeaveTheSameBits) {
+  Config varied = config();
+  varied.optimizer_state.fill(kNvme);
+  spread(varied, {1, 1, 1});
+  varied.nvme_weights.clear();
+  EXPECT_EQ(run_tiny(varied, kSteps).digest, reference().digest);
+}
+
+TEST_F(PlacementTest, StartUpLinesSayWhereTheStateLies) {
+  Config varied = config();
+  varied.optimizer_state.fill(kNvme);
+  const auto line = [](const Config& c) {
+    Engine::Options options;
+    options.micro_batch = {c.micro_batch, testing_support::tiny_gpt2().n_positions};
+    const Engine engine =
+        EngineTestAccess::make(models::gpt2(testing_support::tiny_gpt2()), c, options, {});
+    for (const std::string& text : engine.description()) {
+      if (text.starts_with("nvme: ")) return text;
+    }
+    return std::string();
+  };
+  const std::string directory = varied.nvme_paths.front();
+  EXPECT_THAT(line(varied), HasSubstr(", " + directory + ")"));
+  EXPECT_THAT(line(varied), AnyOf(HasSubstr("registered"), HasSubstr("threads")));
+  spread(varied, {3, 1});
+  EXPECT_THAT(line(varied), HasSubstr(directory + "/disk0 75 % and " + directory + "/disk1 25 %)"));
+  varied.nvme_weights.clear();
+  EXPECT_THAT(line(varied), HasSubstr(" by measured bandwidth)"));
+}
 
 // The digest itself: it must see each part of the state.
 TEST_F(PlacementTest, DigestChangesWithTheState) {

@@ -103,7 +103,7 @@ class RecordingTraffic final : public TrafficSink {
 
 inline constexpr std::chrono::milliseconds kNoLimit{-1};
 
-inline IoRequest request_for(Op op, const BlockFile& file, uint64_t offset,
+inline IoRequest request_for(Op op, const FileSpace& file, uint64_t offset,
                              std::span<std::byte> bytes) {
   IoRequest request;
   request.op = op;

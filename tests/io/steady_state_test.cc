@@ -2,6 +2,7 @@
 #include <cstdlib>
 #include <new>
 
+#include "io/striped_file.h"
 #include "tests/io/io_test_support.h"
 
 namespace {
@@ -32,6 +33,7 @@ namespace {
 struct Case {
   BackendChoice choice = BackendChoice::threads;
   bool registered = false;
+  size_t paths = 1;
 };
 
 class SteadyState : public testing::TestWithParam<std::tuple<Case, bool>> {};
@@ -53,10 +55,18 @@ TEST_P(SteadyState, AllocatesNothing) {
   NullTrafficSink traffic;
   constexpr size_t kRequests = 32;
   constexpr size_t kRequestBytes = 32768;
-  const BlockFile file = BlockFile::create_scratch(dir.path(), kRequests * kRequestBytes, {}, log);
+  const StripedFile file = StripedFile::create_scratch(
+      {.directories = std::vector<std::string>(tested.paths, dir.path()),
+       .weights = std::vector<uint32_t>(tested.paths, 1),
+       .block_bytes = 16384},
+      kRequests * kRequestBytes, {}, log);
   const AlignedBuffer bytes(kRequests * kRequestBytes);
   IoEngine engine(std::move(backend), {.block_bytes = 8192}, traffic);
-  if (tested.registered) engine.attach({.buffers = {bytes.span()}, .files = {file.fd()}});
+  if (tested.registered) {
+    IoResources resources = {.buffers = {bytes.span()}};
+    for (const BlockFile& part : file.files()) resources.files.push_back(part.fd());
+    engine.attach(resources);
+  }
   std::array<IoRequest, kRequests> requests;
   std::array<IoRequest*, kRequests> done;
 
@@ -76,6 +86,7 @@ TEST_P(SteadyState, AllocatesNothing) {
 INSTANTIATE_TEST_SUITE_P(Backends, SteadyState,
                          testing::Combine(testing::Values(Case{BackendChoice::io_uring},
                                                           Case{BackendChoice::io_uring, true},
+                                                          Case{BackendChoice::io_uring, true, 2},
                                                           Case{BackendChoice::threads}),
                                           testing::Bool()));
 

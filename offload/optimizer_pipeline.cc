@@ -3,86 +3,107 @@
 #include <oneapi/tbb/flow_graph.h>
 
 #include <algorithm>
-#include <atomic>
+#include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "kernels/device/compute_spans.h"
+#include "offload/graph_thread.h"
 #include "offload/handover.h"
 #include "strata/clock.h"
 #include "strata/error.h"
-#include "strata/wait_scope.h"
 
 namespace strata::offload {
 namespace {
 
 namespace flow = oneapi::tbb::flow;
 
-constexpr const char* kStagingName = "optimizer staging";
-
 }  // namespace
-
-StagingLayout staging_layout(const TrainingStateSpec& spec, int buffers) {
-  StagingLayout layout;
-  for (const SubGroup& group : spec.sub_groups) {
-    const auto bytes = [&](StateKind kind) {
-      return static_cast<uint64_t>(group.grains.grains() * spec.grain_bytes(kind));
-    };
-    layout.state_bytes = std::max(layout.state_bytes, spec.extent_bytes(group));
-    if (group.param_tier != group.update_tier()) {
-      layout.param_bytes = std::max(layout.param_bytes, bytes(StateKind::param));
-    }
-  }
-  layout.buffers = layout.buffer_bytes() == 0 ? 0 : buffers;
-  return layout;
-}
-
-std::vector<Reservation> reservations_for(const StagingLayout& layout) {
-  if (layout.buffers == 0) return {};
-  return {{Tier::host, StateKind::other, kStagingName,
-           static_cast<uint64_t>(layout.buffers) * layout.buffer_bytes()}};
-}
 
 // The flow graph:
 //
-//   [staged] -> [limiter] -> read -> update -> write -> finish
+//   read -> update -> write
 //
-// A job passes from read to update when its state is there and it was submitted; one that is
-// updated in place needs no read and starts there.
-//
-// A job is owned by whoever holds it: one node, or the pump or queue that works for it.
+// A job goes round it once for each update of its sub-group. It enters at read when it has a
+// staging buffer, and passes to update when its state is there and it was submitted; one that is
+// updated in place waits there always. A job is owned by whoever holds it: one node, or the pump or
+// queue that works for it.
 class OptimizerPipeline::Graph {
  public:
   Graph(const Parts& parts, const StagingLayout& layout, TierManager& tiers, UpdateFn update,
         bool overlap);
   ~Graph();
 
-  void read_ahead();
-  void submit(int32_t sub_group);
-  void discard();
+  void read_ahead(std::span<const int32_t> order);
+  void submit(int32_t sub_group, const Event& gradient);
+  bool has_parameters(int32_t sub_group) const;
+  Event parameters(int32_t sub_group);
   void drain();
   void settle();
+  LinkBytes promised() const;
 
  private:
   struct Job;
   using Node = flow::async_node<Job*, Job*>;
-  using Gateway = Node::gateway_type;
   using Stage = void (Graph::*)(Job& job);
 
+  enum class Where : uint8_t {
+    away,      // its state is on nvme
+    reading,   // on its way into a staging buffer
+    there,     // ready for the update, which nobody has asked for
+    passing,   // on its way to the update
+    updating,  // the update is enqueued
+    writing,   // on its way back
+  };
+
+  struct Submission {
+    Event gradient;  // what the update waits for
+    int64_t since_ns = 0;
+  };
+
   struct Job {
+    // Constant after construction.
     Graph* graph = nullptr;
     const SubGroup* group = nullptr;
-    std::byte* staging = nullptr;  // null: updated in place
-    UpdateSpans spans;
-    // Both count what the job still waits for.
-    std::atomic<int> gate = 0;     // before the update: it was submitted, its state is there
-    std::atomic<int> pending = 0;  // in update and write
-    // A job may still be writing what the last step left when the next step wants it read.
+    bool staged = false;
+    bool on_disk = false;
+    bool loads_param = false;
+    LinkBytes traffic = {};  // of one pass
+
     // Protected by mutex_.
-    bool under_way = false;
-    bool wanted = false;
+    Where where = Where::there;
+    bool expected = false;   // may be brought before it is submitted
+    bool due = false;        // in due_
+    bool submitted = false;  // and not taken by the update yet
+    Submission submission;
+    int64_t there_ns = 0;  // when its state had come
+    int passes = 0;        // submitted, parameters not in place
+    int pending = 0;       // things under way that the job waits for
+    Event params;          // where the last pass's parameters are in place
+    Job* next_due = nullptr;
+
+    // The holder's.
+    std::byte* staging = nullptr;
+    UpdateSpans spans;
+  };
+
+  // Jobs in the order in which they came.
+  class JobQueue {
+   public:
+    Job* front() const { return head_; }
+    void push(Job& job) {
+      job.next_due = nullptr;
+      (head_ == nullptr ? head_ : tail_->next_due) = &job;
+      tail_ = &job;
+    }
+    void pop() { head_ = head_->next_due; }
+
+   private:
+    Job* head_ = nullptr;
+    Job* tail_ = nullptr;
   };
 
   // A task that reports when a queue has come to it. A poisoned queue skips and destroys it, which
@@ -110,194 +131,294 @@ class OptimizerPipeline::Graph {
     return [](Job* job, auto&&...) {
       take_over(job);
       (job->graph->*stage)(*job);
-      return flow::continue_msg();
     };
   }
-  bool on_disk(const SubGroup& group) const { return parts_.state.spec().extent_bytes(group) > 0; }
-  bool needs_staging(const SubGroup& group) const;
-  // Whether the update reads parameters that lie elsewhere.
-  bool loads_param(const SubGroup& group) const;
-  int things_before_update(const SubGroup& group) const;
-  void want(Job& job);
-  void let_through(Job& job);
-  void place(Job& job);
   void read(Job& job);
   void update(Job& job);
   void write(Job& job);
-  void finish(Job& job);
 
-  void transfer(Job& job, io::Op op, Extent extent,
-                void (*then)(void*, std::exception_ptr) noexcept);
-  void fail(std::exception_ptr failure) noexcept;
-  // One of the things that a job waits for is done, well or not: before, in and after its update.
+  void update_on_device(Job& job, const Event& gradient);
+  std::optional<Submission> take(Job& job);
+  void place(Job& job);
+  void enqueue_update(Job& job, const Submission& submission);
+  std::byte* staged_param(const Job& job) const {
+    return job.staging + staging_.layout().state_bytes;
+  }
+  void copy_parameters(Job& job, Queue& queue, CopyDirection direction, Arrival::Arrive then);
+  void parameters_are_in_place(Job& job, const Event& event);
+  void transfer(Job& job, io::Op op, Extent extent, Arrival::Arrive then);
+  void note_wait(int32_t sub_group, int64_t since_ns, int64_t there_ns) noexcept;
+
+  // One of the things that a job waits for is done, well or not: in read, update and write.
   static void arrive_read(void* job, std::exception_ptr failure) noexcept;
   static void arrive_updated(void* job, std::exception_ptr failure) noexcept;
   static void arrive_written(void* job, std::exception_ptr failure) noexcept;
-  void arrive(Job& job, std::atomic<int>& count, Node& node, std::exception_ptr failure) noexcept;
+  bool last_arrival(Job& job, std::exception_ptr failure) noexcept;
+  void pass_on(Job& job, Node& from) noexcept;
+
+  // With mutex_ held.
+  void start_reads();
+  Job* next_to_read();
+  void offer(Job& job);
+  void put_back(Job& job);
+  void move(Job& job, Where where);
+  void drop_reads();
+  void fail(std::exception_ptr failure) noexcept;
+  bool at_rest() const { return under_way_ == 0 && due_.front() == nullptr; }
+
+  // Waits for it, or for a failure.
+  template <typename Condition>
+  void wait_until(std::unique_lock<std::mutex>& lock, const Condition& condition) {
+    changed_.wait(lock, [&] { return failure_ != nullptr || condition(); });
+  }
   void rethrow_failure();
-  void note_wait() noexcept;
 
   // Constant after construction.
   const Parts parts_;
-  const StagingLayout layout_;
   const UpdateFn update_fn_;
-  const Arena staging_;
   const bool overlap_;
   ComputeSpans host_updates_;
   ComputeSpans device_updates_;
+  Event device_done_;  // the driver's: behind all updates on the device
 
-  std::vector<Job> jobs_;       // by sub-group
-  bool reading_ahead_ = false;  // the driver's
-  // Since when no update has been running; the updates' queues and the driver take turns at it.
-  std::atomic<int64_t> idle_since_ns_ = 0;
-  std::atomic<bool> failed_ = false;
-  std::atomic<bool> discarding_ = false;
-
-  std::mutex mutex_;  // protects what follows
-  std::vector<std::byte*> free_staging_;
+  mutable std::mutex mutex_;  // protects what follows
+  std::condition_variable changed_;
+  std::vector<Job> jobs_;  // by sub-group
+  StagingBuffers staging_;
+  JobQueue due_;                    // submitted, to be read
+  std::span<const int32_t> ahead_;  // to be read ahead, when nothing is due
+  size_t next_ahead_ = 0;           // in ahead_
+  size_t under_way_ = 0;            // jobs that are neither away nor there
+  int64_t passes_ = 0;              // of all jobs
+  LinkBytes promised_ = {};
   std::exception_ptr failure_;
 
-  flow::graph graph_;
-  flow::queue_node<Job*> staged_;
-  flow::limiter_node<Job*> limiter_;
+  GraphThread thread_;
   Node read_;
   Node update_;
   Node write_;
-  flow::function_node<Job*> finish_;
 };
 
 OptimizerPipeline::Graph::Graph(const Parts& parts, const StagingLayout& layout, TierManager& tiers,
                                 UpdateFn update, bool overlap)
     : parts_(parts),
-      layout_(layout),
       update_fn_(std::move(update)),
-      staging_(tiers.claim(kStagingName)),
       overlap_(overlap),
       host_updates_(parts.host_update, parts.traffic),
       device_updates_(parts.device_update, parts.traffic),
       jobs_(parts.state.spec().sub_groups.size()),
-      staged_(graph_),
-      limiter_(graph_, static_cast<size_t>(std::max(1, layout.buffers))),
-      read_(graph_, flow::serial, run<&Graph::read>()),
-      update_(graph_, flow::serial, run<&Graph::update>()),
-      write_(graph_, flow::serial, run<&Graph::write>()),
-      finish_(graph_, flow::serial, run<&Graph::finish>()) {
-  for (int i = 0; i < layout_.buffers; ++i) {
-    free_staging_.push_back(staging_.data() + static_cast<uint64_t>(i) * layout_.buffer_bytes());
-  }
-  for (const SubGroup& group : parts_.state.spec().sub_groups) {
+      staging_(layout, tiers),
+      read_(thread_.graph(), flow::serial, run<&Graph::read>()),
+      update_(thread_.graph(), flow::serial, run<&Graph::update>()),
+      write_(thread_.graph(), flow::serial, run<&Graph::write>()) {
+  const TrainingStateSpec& spec = parts_.state.spec();
+  for (const SubGroup& group : spec.sub_groups) {
     Job& job = jobs_[static_cast<size_t>(group.index)];
     job.graph = this;
     job.group = &group;
-    job.gate.store(things_before_update(group));
+    job.staged = needs_staging(spec, group);
+    job.on_disk = spec.on_disk(group);
+    job.loads_param = spec.loads_param(group);
+    job.traffic = update_traffic(spec, group);
+    job.where = job.staged ? Where::away : Where::there;
   }
-  flow::make_edge(staged_, limiter_);
-  flow::make_edge(limiter_, read_);
   flow::make_edge(flow::output_port<0>(read_), update_);
   flow::make_edge(flow::output_port<0>(update_), write_);
-  flow::make_edge(flow::output_port<0>(write_), finish_);
 }
 
 // Whoever passes a job on may still be inside the graph when the job is done already: the graph
 // goes only after queues and pump are through with it.
 OptimizerPipeline::Graph::~Graph() {
-  discard();
+  {
+    std::unique_lock lock(mutex_);
+    drop_reads();
+    changed_.wait(lock, [this] { return at_rest(); });
+  }
   for (Queue* queue :
-       {&parts_.host_update, &parts_.device_update, &parts_.copy_in, &parts_.copy_out}) {
+       {&parts_.host_update, &parts_.device_update, &parts_.param_in, &parts_.param_out}) {
     queue->finish();
   }
   if (parts_.pump != nullptr) parts_.pump->quiesce();
-  graph_.wait_for_all();
-  const std::lock_guard lock(mutex_);  // after the last finish()
+  thread_.stop();
 }
 
-bool OptimizerPipeline::Graph::needs_staging(const SubGroup& group) const {
-  return on_disk(group) || group.param_tier != group.update_tier();
-}
-
-bool OptimizerPipeline::Graph::loads_param(const SubGroup& group) const {
-  return parts_.state.spec().codec(StateKind::master) == Codec::split16 &&
-         group.param_tier != group.update_tier();
-}
-
-// It was submitted; it has a buffer, its state and its parameters, as far as it needs them.
-int OptimizerPipeline::Graph::things_before_update(const SubGroup& group) const {
-  return 1 + (needs_staging(group) ? 1 : 0) + (on_disk(group) ? 1 : 0) +
-         (loads_param(group) ? 1 : 0);
-}
-
-// Starts a job that passes through staging, or leaves that to the end of its last write.
-void OptimizerPipeline::Graph::want(Job& job) {
-  const std::lock_guard lock(mutex_);
-  if (job.under_way) {
-    job.wanted = true;
-  } else {
-    job.under_way = true;
-    hand_over(&job);
-    staged_.try_put(&job);
-  }
-}
-
-void OptimizerPipeline::Graph::read_ahead() {
+void OptimizerPipeline::Graph::read_ahead(std::span<const int32_t> order) {
   if (!overlap_) return;
-  reading_ahead_ = true;
-  for (Job& job : jobs_) {
-    if (needs_staging(*job.group)) want(job);
+  const std::lock_guard lock(mutex_);
+  ahead_ = order;
+  next_ahead_ = 0;
+  for (const int32_t sub_group : order) {
+    Job& job = jobs_[static_cast<size_t>(sub_group)];
+    job.expected = job.on_disk;
   }
+  start_reads();
 }
 
-void OptimizerPipeline::Graph::submit(int32_t sub_group) {
+void OptimizerPipeline::Graph::submit(int32_t sub_group, const Event& gradient) {
   Job& job = jobs_[static_cast<size_t>(sub_group)];
-  int64_t never = 0;
-  idle_since_ns_.compare_exchange_strong(never, now_ns());
-  let_through(job);
+  if (job.group->update_tier() == Tier::device) {
+    update_on_device(job, gradient);
+  } else {
+    const std::lock_guard lock(mutex_);
+    job.submitted = true;
+    job.submission = {gradient, now_ns()};
+    job.expected = false;
+    ++job.passes;
+    ++passes_;
+    for (size_t link = 0; link < kLinkCount; ++link) promised_[link] += job.traffic[link];
+    if (job.where == Where::there) {
+      offer(job);
+    } else if (job.where != Where::reading && job.where != Where::passing && job.staged) {
+      if (!std::exchange(job.due, true)) due_.push(job);
+      start_reads();
+    }
+  }
   if (!overlap_) settle();
 }
 
-void OptimizerPipeline::Graph::let_through(Job& job) {
-  graph_.reserve_wait();  // given back once the job's writes are under way
-  if (needs_staging(*job.group) && !reading_ahead_) want(job);
-  arrive_read(&job, nullptr);
+bool OptimizerPipeline::Graph::has_parameters(int32_t sub_group) const {
+  const std::lock_guard lock(mutex_);
+  return jobs_[static_cast<size_t>(sub_group)].passes == 0;
 }
 
-// What was read ahead goes through without being updated or written.
-void OptimizerPipeline::Graph::discard() {
-  if (!reading_ahead_) return;
-  discarding_.store(true);
-  for (Job& job : jobs_) {
-    if (needs_staging(*job.group)) let_through(job);
-  }
-  graph_.wait_for_all();
-  reading_ahead_ = false;
-  discarding_.store(false);
+Event OptimizerPipeline::Graph::parameters(int32_t sub_group) {
+  const Job& job = jobs_[static_cast<size_t>(sub_group)];
+  std::unique_lock lock(mutex_);
+  wait_until(lock, [&] { return job.passes == 0; });
+  if (failure_ == nullptr) return job.params;
+  lock.unlock();
+  rethrow_failure();
+  return {};
 }
 
 void OptimizerPipeline::Graph::drain() {
-  graph_.wait_for_all();
-  reading_ahead_ = false;
-  parts_.copy_in.synchronize();
-  note_wait();
-  idle_since_ns_.store(0);
+  {
+    std::unique_lock lock(mutex_);
+    wait_until(lock, [this] { return passes_ == 0; });
+  }
   rethrow_failure();
+  device_done_.wait();
+  parts_.param_in.synchronize();
 }
 
 void OptimizerPipeline::Graph::settle() {
-  graph_.wait_for_all();
-  parts_.copy_in.synchronize();
-  if (parts_.pump != nullptr) parts_.pump->quiesce();
-  graph_.wait_for_all();
+  {
+    std::unique_lock lock(mutex_);
+    drop_reads();
+    wait_until(lock, [this] { return at_rest(); });
+  }
   rethrow_failure();
+  device_done_.wait();
+  parts_.param_in.synchronize();
+}
+
+LinkBytes OptimizerPipeline::Graph::promised() const {
+  const std::lock_guard lock(mutex_);
+  return promised_;
 }
 
 void OptimizerPipeline::Graph::rethrow_failure() {
-  if (!failed_) return;
+  std::exception_ptr failure;
+  {
+    const std::lock_guard lock(mutex_);
+    failure = failure_;
+  }
+  if (failure == nullptr) return;
   // A queue that failed knows the cause better than the task it skipped.
   parts_.host_update.synchronize();
-  parts_.device_update.synchronize();
-  parts_.copy_in.synchronize();
-  parts_.copy_out.synchronize();
+  parts_.param_in.synchronize();
+  parts_.param_out.synchronize();
+  std::rethrow_exception(failure);
+}
+
+// Reads what is due, then ahead, as far as there are buffers.
+void OptimizerPipeline::Graph::start_reads() {
+  while (!staging_.empty()) {
+    Job* job = next_to_read();
+    if (job == nullptr) return;
+    move(*job, Where::reading);
+    job->staging = staging_.take();
+    hand_over(job);
+    read_.try_put(job);
+  }
+}
+
+// Strictly in order: one that is still on its way back from the last pass holds up the others.
+OptimizerPipeline::Graph::Job* OptimizerPipeline::Graph::next_to_read() {
+  if (Job* job = due_.front()) {
+    if (job->where != Where::away) return nullptr;
+    due_.pop();
+    job->due = false;
+    return job;
+  }
+  for (; next_ahead_ < ahead_.size(); ++next_ahead_) {
+    Job& job = jobs_[static_cast<size_t>(ahead_[next_ahead_])];
+    if (!job.expected || job.where == Where::reading || job.where == Where::there) continue;
+    return job.where == Where::away ? &job : nullptr;
+  }
+  return nullptr;
+}
+
+// The job's state is there: for the update, or until somebody asks for it, or for nobody.
+void OptimizerPipeline::Graph::offer(Job& job) {
+  if (job.submitted) {
+    move(job, Where::passing);
+    pass_on(job, read_);
+  } else if (job.expected || !job.staged) {
+    move(job, Where::there);
+  } else {
+    const auto link = static_cast<size_t>(Activity::nvme_read);
+    promised_[link] += job.traffic[link];
+    put_back(job);
+  }
+}
+
+// The job's pass is over, or what was read is not wanted.
+void OptimizerPipeline::Graph::put_back(Job& job) {
+  if (!job.staged) {
+    offer(job);
+    return;
+  }
+  staging_.give_back(std::exchange(job.staging, nullptr));
+  move(job, Where::away);
+  start_reads();
+}
+
+void OptimizerPipeline::Graph::move(Job& job, Where where) {
+  const auto rests = [](Where place) { return place == Where::away || place == Where::there; };
+  if (rests(job.where) && !rests(where)) ++under_way_;
+  if (!rests(job.where) && rests(where)) --under_way_;
+  job.where = where;
+  changed_.notify_all();
+}
+
+// Gives back the buffers of what was read and not submitted; what is being read follows when it is
+// there.
+void OptimizerPipeline::Graph::drop_reads() {
+  ahead_ = {};
+  next_ahead_ = 0;
+  for (Job& job : jobs_) {
+    const bool held = job.expected && job.where == Where::there;
+    job.expected = false;
+    if (held) offer(job);
+  }
+}
+
+void OptimizerPipeline::Graph::fail(std::exception_ptr failure) noexcept {
+  if (failure_ == nullptr) failure_ = std::move(failure);
+  changed_.notify_all();
+}
+
+void OptimizerPipeline::Graph::update_on_device(Job& job, const Event& gradient) {
+  Queue& queue = parts_.device_update;
+  queue.wait(gradient, {StateKind::grad, job.group->index, "update waits for gradients"});
+  place(job);
+  device_updates_.begin();
+  update_fn_(job.spans, queue);
+  device_updates_.end({StateKind::master, job.group->index, "update"});
+  device_done_ = queue.record();
   const std::lock_guard lock(mutex_);
-  std::rethrow_exception(failure_);
+  job.params = device_done_;
 }
 
 // Where each of the job's spans lies: in place, or in its staging buffer.
@@ -320,95 +441,124 @@ void OptimizerPipeline::Graph::place(Job& job) {
   spans.grad = parts_.state.resident(StateKind::grad, group.grains.begin);
   spans.param = group.param_tier == group.update_tier()
                     ? parts_.state.resident(StateKind::param, group.grains.begin)
-                    : job.staging + layout_.state_bytes;
+                    : staged_param(job);
 }
 
 void OptimizerPipeline::Graph::read(Job& job) {
+  bool from_disk = job.on_disk;
+  bool from_device = job.loads_param;
   {
-    // The limiter lets in no more jobs than there are buffers.
     const std::lock_guard lock(mutex_);
-    job.staging = free_staging_.back();
-    free_staging_.pop_back();
+    from_disk = from_disk && failure_ == nullptr;
+    from_device = from_device && failure_ == nullptr;
+    job.pending = 1 + (from_disk ? 1 : 0) + (from_device ? 1 : 0);
   }
-  const SubGroup& group = *job.group;
-  if (on_disk(group) && !failed_) {
-    transfer(job, io::Op::read, parts_.state.store()->current(group.index), &Graph::arrive_read);
-  } else if (on_disk(group)) {
-    arrive_read(&job, nullptr);
+  if (from_disk) {
+    transfer(job, io::Op::read, parts_.state.store()->current(job.group->index),
+             &Graph::arrive_read);
   }
-  if (loads_param(group)) {
-    const auto bytes = static_cast<size_t>(group.grains.grains() *
-                                           parts_.state.spec().grain_bytes(StateKind::param));
-    parts_.copy_out.copy(job.staging + layout_.state_bytes,
-                         parts_.state.resident(StateKind::param, group.grains.begin), bytes,
-                         CopyDirection::device_to_host,
-                         {StateKind::param, group.index, "parameters to update"});
-    parts_.copy_out.run(Arrival(job, &Graph::arrive_read));
+  if (from_device) {
+    copy_parameters(job, parts_.param_out, CopyDirection::device_to_host, &Graph::arrive_read);
   }
   arrive_read(&job, nullptr);
 }
 
 void OptimizerPipeline::Graph::update(Job& job) {
-  job.gate.store(things_before_update(*job.group));  // for the next step
-  job.pending.store(1);
-  Arrival arrival(job, &Graph::arrive_updated);
-  if (failed_ || discarding_) {
-    arrival();
-    return;
+  if (const std::optional<Submission> submission = take(job)) {
+    enqueue_update(job, *submission);
+  } else {
+    arrive_updated(&job, nullptr);
   }
+}
+
+// From here on the submission cannot be taken back. None after a failure: the job only passes.
+std::optional<OptimizerPipeline::Graph::Submission> OptimizerPipeline::Graph::take(Job& job) {
+  const std::lock_guard lock(mutex_);
+  move(job, Where::updating);
+  job.submitted = false;
+  job.pending = 1;
+  if (failure_ != nullptr) return std::nullopt;
+  return job.submission;
+}
+
+void OptimizerPipeline::Graph::enqueue_update(Job& job, const Submission& submission) {
   place(job);
-  const bool on_device = job.spans.tier == Tier::device;
-  Queue& queue = on_device ? parts_.device_update : parts_.host_update;
-  ComputeSpans& updates = on_device ? device_updates_ : host_updates_;
+  const int32_t sub_group = job.group->index;
+  Queue& queue = parts_.host_update;
+  Arrival arrival(job, &Graph::arrive_updated);  // reports whatever happens below
   try {
-    queue.run([this] { note_wait(); });
-    updates.begin();
+    queue.wait(submission.gradient, {StateKind::grad, sub_group, "update waits for gradients"});
+    if (job.on_disk) {
+      queue.run([this, sub_group, since_ns = submission.since_ns, there_ns = job.there_ns] {
+        note_wait(sub_group, since_ns, there_ns);
+      });
+    }
+    host_updates_.begin();
     update_fn_(job.spans, queue);
-    updates.end({StateKind::master, job.group->index, "update"});
-    queue.run([this] { idle_since_ns_.store(now_ns()); });
+    host_updates_.end({StateKind::master, sub_group, "update"});
     queue.run(std::move(arrival));
   } catch (...) {
+    const std::lock_guard lock(mutex_);
     fail(std::current_exception());
   }
 }
 
 void OptimizerPipeline::Graph::write(Job& job) {
   const SubGroup& group = *job.group;
-  const bool updated = !failed_ && !discarding_;
-  const bool to_disk = updated && on_disk(group);
-  const bool to_device = updated && group.param_tier != group.update_tier();
-  job.pending.store(1 + (to_disk ? 1 : 0) + (to_device ? 1 : 0));
+  bool updated;
+  bool to_disk = job.on_disk;
+  bool to_device = group.param_tier != group.update_tier();
+  {
+    const std::lock_guard lock(mutex_);
+    updated = failure_ == nullptr;
+    to_disk = to_disk && updated;
+    to_device = to_device && updated;
+    move(job, Where::writing);
+    job.pending = 1 + (to_disk ? 1 : 0) + (to_device ? 1 : 0);
+  }
+  if (to_device) {
+    copy_parameters(job, parts_.param_in, CopyDirection::host_to_device, &Graph::arrive_written);
+  }
+  parameters_are_in_place(job, to_device ? parts_.param_in.record() : Event());
   if (to_disk) {
     transfer(job, io::Op::write, parts_.state.store()->next(group.index), &Graph::arrive_written);
   }
-  if (to_device) {
-    const auto bytes = static_cast<size_t>(group.grains.grains() *
-                                           parts_.state.spec().grain_bytes(StateKind::param));
-    parts_.copy_in.copy(parts_.state.resident(StateKind::param, group.grains.begin),
-                        job.spans.param, bytes, CopyDirection::host_to_device,
-                        {StateKind::param, group.index, "updated parameters"});
-    parts_.copy_in.run(Arrival(job, &Graph::arrive_written));
-  }
   arrive_written(&job, nullptr);
-  graph_.release_wait();
 }
 
-void OptimizerPipeline::Graph::finish(Job& job) {
-  {
-    const std::lock_guard lock(mutex_);
-    if (job.staging == nullptr) return;
-    free_staging_.push_back(std::exchange(job.staging, nullptr));
-    job.under_way = std::exchange(job.wanted, false);
-    if (job.under_way) {
-      hand_over(&job);
-      staged_.try_put(&job);
+// Between the device and the job's staging buffer.
+void OptimizerPipeline::Graph::copy_parameters(Job& job, Queue& queue, CopyDirection direction,
+                                               Arrival::Arrive then) {
+  const SubGroup& group = *job.group;
+  const auto bytes = static_cast<size_t>(group.grains.grains() *
+                                         parts_.state.spec().grain_bytes(StateKind::param));
+  std::byte* const on_device = parts_.state.resident(StateKind::param, group.grains.begin);
+  std::byte* const staged = staged_param(job);
+  Arrival arrival(job, then);
+  try {
+    if (direction == CopyDirection::host_to_device) {
+      queue.copy(on_device, staged, bytes, direction,
+                 {StateKind::param, group.index, "updated parameters", true});
+    } else {
+      queue.copy(staged, on_device, bytes, direction,
+                 {StateKind::param, group.index, "parameters to update", true});
     }
+    queue.run(std::move(arrival));
+  } catch (...) {
+    const std::lock_guard lock(mutex_);
+    fail(std::current_exception());
   }
-  limiter_.decrementer().try_put(flow::continue_msg());
 }
 
-void OptimizerPipeline::Graph::transfer(Job& job, io::Op op, Extent extent,
-                                        void (*then)(void*, std::exception_ptr) noexcept) {
+void OptimizerPipeline::Graph::parameters_are_in_place(Job& job, const Event& event) {
+  const std::lock_guard lock(mutex_);
+  job.params = event;
+  --job.passes;
+  --passes_;
+  changed_.notify_all();
+}
+
+void OptimizerPipeline::Graph::transfer(Job& job, io::Op op, Extent extent, Arrival::Arrive then) {
   IoCommand command;
   command.op = op;
   command.file = &parts_.state.store()->file();
@@ -416,32 +566,41 @@ void OptimizerPipeline::Graph::transfer(Job& job, io::Op op, Extent extent,
   command.data = job.staging;
   command.bytes = extent.bytes;
   command.tag = {StateKind::master, job.group->index,
-                 op == io::Op::read ? "read state" : "write state"};
+                 op == io::Op::read ? "read state" : "write state", true};
   parts_.pump->submit(command, {then, &job});
-}
-
-void OptimizerPipeline::Graph::arrive(Job& job, std::atomic<int>& count, Node& node,
-                                      std::exception_ptr failure) noexcept {
-  if (failure != nullptr) fail(std::move(failure));
-  // Release what this part did, acquire what the others did.
-  if (count.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
-  hand_over(&job);
-  node.gateway().try_put(&job);
 }
 
 void OptimizerPipeline::Graph::arrive_read(void* context, std::exception_ptr failure) noexcept {
   Job& job = *static_cast<Job*>(context);
-  job.graph->arrive(job, job.gate, job.graph->read_, std::move(failure));
+  Graph& graph = *job.graph;
+  const std::lock_guard lock(graph.mutex_);
+  if (!graph.last_arrival(job, std::move(failure))) return;
+  job.there_ns = now_ns();
+  graph.offer(job);
 }
 
 void OptimizerPipeline::Graph::arrive_updated(void* context, std::exception_ptr failure) noexcept {
   Job& job = *static_cast<Job*>(context);
-  job.graph->arrive(job, job.pending, job.graph->update_, std::move(failure));
+  Graph& graph = *job.graph;
+  const std::lock_guard lock(graph.mutex_);
+  if (graph.last_arrival(job, std::move(failure))) graph.pass_on(job, graph.update_);
 }
 
 void OptimizerPipeline::Graph::arrive_written(void* context, std::exception_ptr failure) noexcept {
   Job& job = *static_cast<Job*>(context);
-  job.graph->arrive(job, job.pending, job.graph->write_, std::move(failure));
+  Graph& graph = *job.graph;
+  const std::lock_guard lock(graph.mutex_);
+  if (graph.last_arrival(job, std::move(failure))) graph.put_back(job);
+}
+
+bool OptimizerPipeline::Graph::last_arrival(Job& job, std::exception_ptr failure) noexcept {
+  if (failure != nullptr) fail(std::move(failure));
+  return --job.pending == 0;
+}
+
+void OptimizerPipeline::Graph::pass_on(Job& job, Node& from) noexcept {
+  hand_over(&job);
+  from.gateway().try_put(&job);
 }
 
 OptimizerPipeline::Graph::Arrival::~Arrival() {
@@ -451,18 +610,17 @@ OptimizerPipeline::Graph::Arrival::~Arrival() {
                     : std::make_exception_ptr(DeviceError("a queue failed during the update")));
 }
 
-void OptimizerPipeline::Graph::fail(std::exception_ptr failure) noexcept {
-  const std::lock_guard lock(mutex_);
-  if (failure_ == nullptr) failure_ = std::move(failure);
-  failed_.store(true);
-}
-
-// The update stood still from idle_since_ns_ until now: nothing had arrived, or, after the last
-// update, its writes were not done.
-void OptimizerPipeline::Graph::note_wait() noexcept {
-  const int64_t since = idle_since_ns_.load();
-  if (since == 0 || parts_.pump == nullptr) return;
-  record_wait(parts_.traffic, {StateKind::master, -1, kWaitLabel}, "optimizer", since);
+// The queue stood still for state that came after the submission and the update before.
+void OptimizerPipeline::Graph::note_wait(int32_t sub_group, int64_t since_ns,
+                                         int64_t there_ns) noexcept {
+  const int64_t begin_ns = std::max(since_ns, host_updates_.last_end_ns());
+  if (there_ns <= begin_ns) return;
+  parts_.traffic.record({Activity::wait,
+                         {StateKind::master, sub_group, kWaitLabel},
+                         "optimizer",
+                         /*bytes=*/0,
+                         begin_ns,
+                         there_ns});
 }
 
 OptimizerPipeline::OptimizerPipeline(const Parts& parts, const StagingLayout& layout,
@@ -471,10 +629,16 @@ OptimizerPipeline::OptimizerPipeline(const Parts& parts, const StagingLayout& la
 
 OptimizerPipeline::~OptimizerPipeline() = default;
 
-void OptimizerPipeline::read_ahead() { graph_->read_ahead(); }
-void OptimizerPipeline::submit(int32_t sub_group) { graph_->submit(sub_group); }
-void OptimizerPipeline::discard() { graph_->discard(); }
+void OptimizerPipeline::read_ahead(std::span<const int32_t> order) { graph_->read_ahead(order); }
+void OptimizerPipeline::submit(int32_t sub_group, const Event& gradient) {
+  graph_->submit(sub_group, gradient);
+}
+bool OptimizerPipeline::has_parameters(int32_t sub_group) const {
+  return graph_->has_parameters(sub_group);
+}
+Event OptimizerPipeline::parameters(int32_t sub_group) { return graph_->parameters(sub_group); }
 void OptimizerPipeline::drain() { graph_->drain(); }
 void OptimizerPipeline::settle() { graph_->settle(); }
+LinkBytes OptimizerPipeline::promised() const { return graph_->promised(); }
 
 }  // namespace strata::offload

@@ -3,19 +3,25 @@
 //     read(s+1)  ||  update(s)  ||  write(s-1)
 //
 // A sub-group that has state on nvme, or parameters on another tier than its update, passes through
-// one of a fixed number of staging buffers; the others are updated in place. The stages are a
-// oneTBB flow graph whose nodes only start work and are told when it is done: the pump moves bytes,
-// queues compute. A node waits for no work, only for room in the pump's pool or in a queue.
+// one of a fixed number of staging buffers (offload/staging.h); the others are updated in place.
+// The stages are a oneTBB flow graph whose nodes only start work and are told when it is done: the
+// pump moves bytes, queues compute. A node waits for no work, only for room in the pump's pool or
+// in a queue.
 //
-// The order in which sub-groups are updated follows arrival and does not matter for their bits.
+// Nobody has to wait for the end of a step's updates: parameters() waits for one sub-group's, so
+// that the others run on under the next forward pass. Sub-groups are read in the order in which
+// they are submitted, or read ahead; updates follow arrival. Neither matters for their bits.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 
 #include "kernels/device/device.h"
+#include "offload/staging.h"
 #include "offload/training_state.h"
 
 namespace strata::offload {
@@ -32,18 +38,8 @@ struct UpdateSpans {
 };
 
 // Enqueues the update of `spans` on `queue`, a host queue or a queue of the device, and returns.
-// Called from the graph's threads, one call at a time a queue.
+// Called from the graph's thread, and for grains updated on the device from the driver's.
 using UpdateFn = std::function<void(const UpdateSpans& spans, Queue& queue)>;
-
-// The reservations that a pipeline claims: staging buffers, by the tier of the update.
-struct StagingLayout {
-  int buffers = 0;           // 0: nothing needs staging
-  uint64_t state_bytes = 0;  // a buffer's room for the nvme kinds of the largest sub-group
-  uint64_t param_bytes = 0;  // and for its parameters on their way from and to the device
-  uint64_t buffer_bytes() const { return state_bytes + param_bytes; }
-};
-StagingLayout staging_layout(const TrainingStateSpec& spec, int buffers);
-std::vector<Reservation> reservations_for(const StagingLayout& layout);
 
 // Driven by one thread.
 class OptimizerPipeline {
@@ -51,37 +47,48 @@ class OptimizerPipeline {
   struct Parts {
     TrainingState& state;
     Pump* pump = nullptr;  // null when nothing lives on nvme
-    Queue& host_update;    // updates of grains whose state lives on host and nvme
-    Queue& device_update;  // updates of grains whose state lives on the device
-    Queue& copy_in;        // parameters host -> device
-    Queue& copy_out;       // parameters device -> host; nobody else's
+    Queue& host_update;    // the pipeline's own: updates of grains whose state is on host and nvme
+    Queue& device_update;  // the driver's: updates of grains whose state is on the device
+    Queue& param_in;       // the pipeline's own, of the device: parameters host -> device
+    Queue& param_out;      // likewise: parameters device -> host
     TrafficSink& traffic;
   };
-  // Label of the time that updates stood still for state to come and go (Activity::wait).
+  // Label of the time that updates stood still for state to come (Activity::wait).
   static constexpr const char* kWaitLabel = "optimizer waits for nvme";
 
   // `layout` as in the plan. With `overlap` false one sub-group goes all the way before the next
   // one starts.
   OptimizerPipeline(const Parts& parts, const StagingLayout& layout, TierManager& tiers,
                     UpdateFn update, bool overlap);
+  // Waits for the work under way, and drops its failure.
   ~OptimizerPipeline();
 
-  // Starts bringing state into free staging buffers, in sub-group order, before any gradient is
-  // there: a step begins with it, so that reads hide under forward and backward. Does nothing
+  // Starts bringing state on nvme into free staging buffers, in this order of sub-groups, before
+  // any gradient is there: a step begins with it, so that reads hide under forward and backward.
+  // Sub-groups under way from the step before go first. What was read ahead and is not submitted
+  // stays for the next step. `order` must hold until the next call, or settle(). Does nothing
   // without overlap.
-  void read_ahead();
-  // Takes a sub-group whose gradient is complete; its gradient stays untouched until drain().
-  void submit(int32_t sub_group);
-  // Drops what was read ahead: the step is skipped and the state stays as it is.
-  void discard();
-  // Waits until every sub-group taken is updated, its parameters are in place, and its state is on
-  // the way to the slot that does not count yet. Writes go on under what comes next; a sub-group is
-  // read again only after its own. Throws the first failure, of an earlier step's writes too; the
-  // pipeline is then unusable.
+  void read_ahead(std::span<const int32_t> order);
+  // Takes a sub-group whose gradient is complete at `gradient`; it stays untouched until the
+  // parameters are in place.
+  void submit(int32_t sub_group, const Event& gradient = {});
+  // Whether parameters() would return at once.
+  bool has_parameters(int32_t sub_group) const;
+  // Blocks until a submitted sub-group's update has written its parameters, or they are on their
+  // way to the device: they are in place at the event. Throws the first failure.
+  Event parameters(int32_t sub_group);
+  // Waits until every sub-group taken is updated and its parameters are in place. Its state is on
+  // the way to the slot that does not count yet; writes go on under what comes next, and a
+  // sub-group is read again only after its own. Throws the first failure, of an earlier step's
+  // writes too; the pipeline is then unusable.
   void drain();
-  // Waits for the writes as well: before SlotStore::commit(), and before anybody else looks at the
-  // state. Throws likewise.
+  // Drops what was read ahead and waits for the writes as well: before SlotStore::commit(), and
+  // before anybody else looks at the state. Throws likewise.
   void settle();
+
+  // Bytes that everything taken so far moves, done or not. Its transfers carry
+  // TrafficTag::of_update; settled, this is what the traffic sink was told of them.
+  LinkBytes promised() const;
 
  private:
   class Graph;

@@ -74,8 +74,6 @@ void Pump::submit(const IoCommand& command, Continuation continuation) {
 
 Pump::Node* Pump::prepare(const IoCommand& command, Continuation continuation, int holders) {
   Node* node = acquire();
-  issued_bytes_[static_cast<size_t>(command.op)].fetch_add(command.bytes,
-                                                           std::memory_order_relaxed);
   node->request = io::IoRequest{};
   node->request.op = command.op;
   node->request.file = command.file;

@@ -5,7 +5,6 @@
 // request to come back. A request's buffer and file must stay until its ticket is done.
 #pragma once
 
-#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <cstddef>
@@ -80,12 +79,6 @@ class Pump {
   // Blocks until no request is under way.
   void quiesce();
 
-  // Bytes of all requests taken so far. A request's bytes are checked when it completes; until
-  // then they are counted here and not by the traffic sink.
-  uint64_t issued_bytes(io::Op op) const {
-    return issued_bytes_[static_cast<size_t>(op)].load(std::memory_order_relaxed);
-  }
-
   // With what is attached.
   const std::string& engine_name() const { return engine_name_; }
 
@@ -112,8 +105,7 @@ class Pump {
   std::atomic<const io::IoResources*> attaching_ = nullptr;  // until the pump has done it
   std::atomic<Node*> submitted_ = nullptr;  // a stack; the pump takes it whole and reverses it
   std::atomic<bool> stopping_ = false;
-  std::exception_ptr engine_failure_;                       // the pump's own
-  std::array<std::atomic<uint64_t>, 3> issued_bytes_ = {};  // by io::Op
+  std::exception_ptr engine_failure_;  // the pump's own
 
   std::mutex mutex_;  // protects what follows
   std::condition_variable changed_;

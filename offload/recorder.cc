@@ -23,8 +23,9 @@ Recorder::Recorder(size_t trace_events) : events_(trace_events) {}
 void Recorder::record(const TrafficRecord& record) noexcept {
   const auto activity = static_cast<size_t>(record.activity);
   if (activity < kLinkCount) {
-    bytes_[activity][static_cast<size_t>(record.tag.kind)].fetch_add(record.bytes,
-                                                                     std::memory_order_relaxed);
+    KindBytes& of_link = bytes_[record.tag.of_update ? 1 : 0][activity];
+    of_link[static_cast<size_t>(record.tag.kind)].fetch_add(record.bytes,
+                                                            std::memory_order_relaxed);
   }
   if (record.activity == Activity::wait) add_wait(record);
   if (events_.empty()) return;
@@ -46,19 +47,30 @@ void Recorder::add_wait(const TrafficRecord& record) noexcept {
 }
 
 LinkBytes Recorder::link_bytes() const {
+  LinkBytes total = link_bytes(false);
+  const LinkBytes of_update = link_bytes(true);
+  for (size_t link = 0; link < kLinkCount; ++link) total[link] += of_update[link];
+  return total;
+}
+
+LinkBytes Recorder::link_bytes(bool of_update) const {
   LinkBytes total = {};
   for (size_t link = 0; link < kLinkCount; ++link) {
-    for (const auto& bytes : bytes_[link]) total[link] += bytes.load(std::memory_order_relaxed);
+    for (const auto& bytes : bytes_[of_update ? 1 : 0][link]) {
+      total[link] += bytes.load(std::memory_order_relaxed);
+    }
   }
   return total;
 }
 
 LinkBytes Recorder::link_bytes(StateKind kind) const {
-  LinkBytes bytes = {};
-  for (size_t link = 0; link < kLinkCount; ++link) {
-    bytes[link] = bytes_[link][static_cast<size_t>(kind)].load(std::memory_order_relaxed);
+  LinkBytes total = {};
+  for (const auto& links : bytes_) {
+    for (size_t link = 0; link < kLinkCount; ++link) {
+      total[link] += links[link][static_cast<size_t>(kind)].load(std::memory_order_relaxed);
+    }
   }
-  return bytes;
+  return total;
 }
 
 int64_t Recorder::waited_ns(std::string_view label) const {

@@ -31,6 +31,8 @@ class Recorder final : public TrafficSink {
   LinkBytes link_bytes() const;
   // The same for one state kind.
   LinkBytes link_bytes(StateKind kind) const;
+  // The same for what the optimizer pipeline moved (TrafficTag::of_update), or for all the rest.
+  LinkBytes link_bytes(bool of_update) const;
   // Nanoseconds that something stood still with this label since the start.
   int64_t waited_ns(std::string_view label) const;
 
@@ -46,9 +48,12 @@ class Recorder final : public TrafficSink {
   };
   static constexpr size_t kWaitLabels = 16;
 
+  // Of one link, by state kind.
+  using KindBytes = std::array<std::atomic<uint64_t>, kStateKindCount>;
+
   void add_wait(const TrafficRecord& record) noexcept;
 
-  std::array<std::array<std::atomic<uint64_t>, kStateKindCount>, kLinkCount> bytes_ = {};
+  std::array<std::array<KindBytes, kLinkCount>, 2> bytes_ = {};  // [of_update][link]
   std::array<WaitCounter, kWaitLabels> waits_;
   std::vector<TrafficRecord> events_;
   std::atomic<size_t> next_event_ = 0;

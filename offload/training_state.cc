@@ -57,7 +57,7 @@ int64_t TrainingStateSpec::grain_bytes(StateKind kind) const {
 
 bool TrainingStateSpec::uses_nvme() const {
   return std::any_of(sub_groups.begin(), sub_groups.end(),
-                     [this](const SubGroup& group) { return extent_bytes(group) > 0; });
+                     [this](const SubGroup& group) { return on_disk(group); });
 }
 
 uint64_t TrainingStateSpec::padded_bytes(StateKind kind, int64_t grains) const {
@@ -75,10 +75,27 @@ uint64_t TrainingStateSpec::extent_bytes(const SubGroup& group) const {
   return bytes;
 }
 
+bool TrainingStateSpec::loads_param(const SubGroup& group) const {
+  return codec(StateKind::master) == Codec::split16 && group.param_tier != group.update_tier();
+}
+
 SlotLayout TrainingStateSpec::slot_layout() const {
   std::vector<uint64_t> bytes;
   for (const SubGroup& group : sub_groups) bytes.push_back(extent_bytes(group));
   return SlotLayout(bytes, slots);
+}
+
+LinkBytes update_traffic(const TrainingStateSpec& spec, const SubGroup& group) {
+  LinkBytes traffic = {};
+  traffic[static_cast<size_t>(Activity::nvme_read)] = spec.extent_bytes(group);
+  traffic[static_cast<size_t>(Activity::nvme_write)] = spec.extent_bytes(group);
+  const auto param_bytes =
+      static_cast<uint64_t>(group.grains.grains() * spec.grain_bytes(StateKind::param));
+  if (group.param_tier != group.update_tier()) {
+    traffic[static_cast<size_t>(Activity::h2d)] = param_bytes;
+  }
+  if (spec.loads_param(group)) traffic[static_cast<size_t>(Activity::d2h)] = param_bytes;
+  return traffic;
 }
 
 std::vector<Reservation> reservations_for(const TrainingStateSpec& spec) {

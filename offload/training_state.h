@@ -41,6 +41,9 @@ struct TrainingStateSpec {
   // A slot holds the kinds of its sub-group that are on nvme, in kOptimizerKinds' order, each from
   // a disk block on.
   uint64_t extent_bytes(const SubGroup& group) const;
+  bool on_disk(const SubGroup& group) const { return extent_bytes(group) > 0; }
+  // Whether the sub-group's update reads parameters that lie elsewhere.
+  bool loads_param(const SubGroup& group) const;
   SlotLayout slot_layout() const;
   // A kind's grains as they lie there, with what fills up the last disk block.
   uint64_t padded_bytes(StateKind kind, int64_t grains) const;
@@ -49,6 +52,10 @@ struct TrainingStateSpec {
 // What is read or written of a sub-group at a time starts at a multiple of this many of its grains,
 // and ends at one or with the sub-group: so it is whole disk blocks in every codec.
 inline constexpr int64_t kTransferAlignGrains = 64;
+
+// Bytes that the update of one sub-group moves: its nvme kinds to the update and back, and its
+// parameters to the device; those that the update reads from there before, too.
+LinkBytes update_traffic(const TrainingStateSpec& spec, const SubGroup& group);
 
 // The reservations that TrainingState claims: "<kind> on device", "<kind> on host", "state file".
 std::vector<Reservation> reservations_for(const TrainingStateSpec& spec);

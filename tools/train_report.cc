@@ -54,11 +54,9 @@ void MetricsFile::write(const StepResult& r) {
   json["seconds"] = r.seconds;
   json["phases"] = {
       {"forward", r.phases.forward}, {"backward", r.phases.backward}, {"step", r.phases.step}};
-  json["exposed"] = {{"gather", r.exposed.gather},
-                     {"grad_buffer", r.exposed.grad_buffer},
-                     {"landing", r.exposed.landing},
-                     {"ranks", r.exposed.ranks},
-                     {"nvme", r.exposed.nvme}};
+  json["exposed"] = {{"gather", r.exposed.gather},   {"grad_buffer", r.exposed.grad_buffer},
+                     {"landing", r.exposed.landing}, {"ranks", r.exposed.ranks},
+                     {"nvme", r.exposed.nvme},       {"update", r.exposed.update}};
   json["moved"] = by_link(r.moved);
   for (Tier tier : kTiers) {
     json["peak"][std::string(name(tier))] = r.peak[static_cast<size_t>(tier)];
@@ -125,6 +123,7 @@ void RunTotals::add(const StepResult& r) {
   exposed_.landing += r.exposed.landing;
   exposed_.ranks += r.exposed.ranks;
   exposed_.nvme += r.exposed.nvme;
+  exposed_.update += r.exposed.update;
   for (size_t link = 0; link < kLinkCount; ++link) moved_[link] += r.moved[link];
   peak_ = r.peak;
 }
@@ -150,13 +149,15 @@ std::string RunTotals::table(const PlanSummary& plan) const {
   }
   out += fmt::format(
       "\nmean step {:.1f} ms: forward {:.1f}, backward {:.1f}, step {:.1f}\n"
-      "waited in it: compute {:.1f} ms for parameters and {:.1f} for gradient buffers, the step "
+      "waited in it: compute {:.1f} ms for parameters, {:.1f} for the last update's and {:.1f} for "
+      "gradient buffers, the step "
       "{:.1f} for landing gradients and {:.1f} for other ranks, updates {:.1f} for nvme\n"
       "{} steps, {} skipped, {} tokens, {:.0f} tokens/s\n",
       seconds_ / steps * 1e3, phases_.forward / steps * 1e3, phases_.backward / steps * 1e3,
-      phases_.step / steps * 1e3, exposed_.gather / steps * 1e3, exposed_.grad_buffer / steps * 1e3,
-      exposed_.landing / steps * 1e3, exposed_.ranks / steps * 1e3, exposed_.nvme / steps * 1e3,
-      steps_, skipped_, tokens_, seconds_ > 0 ? static_cast<double>(tokens_) / seconds_ : 0.0);
+      phases_.step / steps * 1e3, exposed_.gather / steps * 1e3, exposed_.update / steps * 1e3,
+      exposed_.grad_buffer / steps * 1e3, exposed_.landing / steps * 1e3,
+      exposed_.ranks / steps * 1e3, exposed_.nvme / steps * 1e3, steps_, skipped_, tokens_,
+      seconds_ > 0 ? static_cast<double>(tokens_) / seconds_ : 0.0);
   return out;
 }
 

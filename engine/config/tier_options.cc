@@ -298,6 +298,10 @@ Group strata_group(ConfigDraft& draft) {
                 "training state."),
        honoured("strata.overlap", boolean(out.overlap),
                 "false: one thing at a time, for measuring and debugging."),
+       honoured("strata.overlap_update", boolean(out.overlap_update),
+                "With `overlap`: what is left of a step runs under the next forward pass, which "
+                "waits for each unit's own parameters. With two slots a step ends when it is "
+                "durable."),
        honoured("strata.recompute",
                 choice(out.recompute,
                        {{"auto", RecomputeChoice::automatic}, {"always", RecomputeChoice::always}}),

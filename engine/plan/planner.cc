@@ -7,6 +7,7 @@
 
 #include "engine/plan/advice.h"
 #include "engine/plan/check.h"
+#include "engine/plan/sub_group_order.h"
 #include "engine/plan/traffic.h"
 #include "offload/slot_store.h"
 #include "strata/error.h"
@@ -48,10 +49,13 @@ class Planner {
               .activations = {},
               .step = {},
               .evaluate = {},
+              .update_traffic = {},
               .reduced_bytes = 0,
               .reduce_scratch_bytes = 0,
               .landing_bytes = 0,
-              .transfer_grains = 0} {}
+              .transfer_grains = 0,
+              .order_of_use = {},
+              .order_of_completion = {}} {}
 
   Plan make() {
     plan_.segments = segment_table(plan_.layout);
@@ -159,6 +163,7 @@ class Planner {
     make_programs();
     reserve();
     plan_.summary.evaluate_traffic = evaluate_traffic(plan_);
+    plan_.update_traffic = update_traffic(plan_);
     plan_.summary.step_traffic = step_traffic(plan_, input_.config.accumulation_steps);
     summarize();
   }
@@ -193,6 +198,9 @@ class Planner {
       input.keeps_saved.push_back(plan_.activations.units[u].keeps_saved);
     }
     plan_.step = plain_program(input);
+    const OrderInput order{plan_.layout, plan_.state.sub_groups, plan_.step};
+    plan_.order_of_use = order_of_use(order);
+    plan_.order_of_completion = order_of_completion(order);
     input.training = false;
     input.micro_batches = 1;
     plan_.evaluate = plain_program(input);

@@ -58,10 +58,13 @@ struct Plan {
   ActivationLayout activations;
   Program step;
   Program evaluate;
+  LinkBytes update_traffic = {};      // the part of a step's that a skipped one does not move
   uint64_t reduced_bytes = 0;         // one of two buffers for gradients summed over ranks
   uint64_t reduce_scratch_bytes = 0;  // what peers send of them at a time
   uint64_t landing_bytes = 0;         // one of two buffers for gradients on their way to the host
   int64_t transfer_grains = 0;        // room of the buffer behind initialization and digests
+  std::vector<int32_t> order_of_use;  // of sub-groups (engine/plan/sub_group_order.h)
+  std::vector<int32_t> order_of_completion;
 
   // Whether each step's state becomes durable before the next one starts.
   bool commits() const { return state.uses_nvme() && state.slots > 1; }

@@ -43,26 +43,6 @@ LinkBytes program_traffic(const Plan& plan, const Program& program, int64_t micr
   return traffic;
 }
 
-// State that goes to the update and back, and the parameters that come of it.
-void add_update_traffic(const Plan& plan, LinkBytes& traffic) {
-  const offload::SlotLayout slots = plan.state.slot_layout();
-  for (const offload::SubGroup& group : plan.state.sub_groups) {
-    const uint64_t extent = slots.extent(group.index, 0).bytes;
-    bytes_over(Activity::nvme_read, traffic) += extent;
-    bytes_over(Activity::nvme_write, traffic) += extent;
-    if (group.param_tier == group.update_tier()) continue;
-    const auto param_bytes =
-        static_cast<uint64_t>(group.grains.grains() * plan.state.grain_bytes(StateKind::param));
-    bytes_over(Activity::h2d, traffic) += param_bytes;
-    if (plan.state.codec(StateKind::master) == Codec::split16) {
-      bytes_over(Activity::d2h, traffic) += param_bytes;
-    }
-  }
-  if (plan.state.uses_nvme()) {
-    bytes_over(Activity::nvme_write, traffic) += offload::SlotStore::journal_bytes(slots) / 2;
-  }
-}
-
 }  // namespace
 
 uint64_t host_grad_bytes(const Plan& plan, const Unit& unit) {
@@ -75,10 +55,22 @@ LinkBytes step_traffic(const Plan& plan, int64_t accumulation_steps) {
   LinkBytes traffic = program_traffic(plan, plan.step, accumulation_steps);
   bytes_over(Activity::d2h, traffic) +=
       static_cast<uint64_t>(plan.state.grad.range(Tier::device).grains()) * sizeof(double);
-  bytes_over(Activity::comm, traffic) += static_cast<uint64_t>(plan.layout.world_size() - 1) *
-                                         (kStepDoubles + (plan.commits() ? kCommitDoubles : 0)) *
-                                         sizeof(double);
-  add_update_traffic(plan, traffic);
+  bytes_over(Activity::comm, traffic) +=
+      static_cast<uint64_t>(plan.layout.world_size() - 1) * kStepDoubles * sizeof(double);
+  return traffic + update_traffic(plan);
+}
+
+LinkBytes update_traffic(const Plan& plan) {
+  LinkBytes traffic = {};
+  for (const offload::SubGroup& group : plan.state.sub_groups) {
+    traffic = traffic + offload::update_traffic(plan.state, group);
+  }
+  if (plan.commits()) {
+    const offload::SlotLayout slots = plan.state.slot_layout();
+    bytes_over(Activity::nvme_write, traffic) += offload::SlotStore::journal_bytes(slots) / 2;
+    bytes_over(Activity::comm, traffic) +=
+        static_cast<uint64_t>(plan.layout.world_size() - 1) * kCommitDoubles * sizeof(double);
+  }
   return traffic;
 }
 

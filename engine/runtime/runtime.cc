@@ -18,6 +18,7 @@ namespace {
 constexpr size_t kTraceEvents = 1 << 20;
 constexpr size_t kPumpRequests = 256;
 constexpr const char* kRanksWaitLabel = "step waits for other ranks";
+constexpr const char* kUpdateWaitLabel = "compute waits for the last update";
 
 double seconds(int64_t ns) { return static_cast<double>(ns) * 1e-9; }
 
@@ -40,10 +41,14 @@ Runtime::Runtime(Model model, const Config& config, const World& world,
   compute_ = device_->create_queue({"compute", compute_threads});
   copy_in_ = device_->create_queue({"copy in", 1});
   copy_out_ = device_->create_queue({"copy out", 1});
-  state_out_ = device_->create_queue({"state out", 1});
   comm_queue_ = device_->create_queue({"comm", 1});
-  host_ = make_host_queue({"host update", thread_count(config_.optimizer_threads, world_)},
-                          host_options(config_, disturbance), recorder_);
+  param_in_ = device_->create_queue({"parameters in", 1});
+  param_out_ = device_->create_queue({"parameters out", 1});
+  const int optimizer_threads = thread_count(config_.optimizer_threads, world_);
+  landing_ = make_host_queue({"landing", optimizer_threads}, host_options(config_, disturbance),
+                             recorder_);
+  host_update_ = make_host_queue({"host update", optimizer_threads},
+                                 host_options(config_, disturbance), recorder_);
   passes_ = std::make_unique<ComputeSpans>(*compute_, recorder_);
   layer_ops_ = ops::make_host_layer_ops(*compute_, compute_threads);
   if (disturbance.wrap_ops) layer_ops_ = disturbance.wrap_ops(std::move(layer_ops_));
@@ -80,23 +85,24 @@ void Runtime::build(const Disturbance& disturbance) {
   lander_ = std::make_unique<GradientLander>(
       *plan_,
       GradientLander::Parts{*state_, *comm_, *device_state_ops_, *host_state_ops_, *compute_,
-                            *comm_queue_, *copy_out_, *host_, recorder_},
+                            *comm_queue_, *copy_out_, *landing_, recorder_},
       *tiers_);
-  optimizer_ = std::make_unique<Optimizer>(*plan_, config_, *device_state_ops_, *host_state_ops_);
-  pipeline_ = std::make_unique<offload::OptimizerPipeline>(
-      offload::OptimizerPipeline::Parts{*state_, pump_.get(), *host_, *compute_, *copy_in_,
-                                        *state_out_, recorder_},
-      plan_->staging, *tiers_,
-      [this](const offload::UpdateSpans& spans, Queue& queue) { optimizer_->update(spans, queue); },
-      config_.overlap);
+  updater_ = std::make_unique<Updater>(
+      *plan_, config_,
+      Updater::Parts{
+          {*state_, pump_.get(), *host_update_, *compute_, *param_in_, *param_out_, recorder_},
+          *device_state_ops_,
+          *host_state_ops_},
+      *tiers_);
   if (pump_ != nullptr) attach_io();
   access_->initialize(config_.seed);
 }
 
 // Work that a failure left behind still uses what is about to go.
 Runtime::~Runtime() {
-  pipeline_.reset();
-  for (const auto& queue : {&compute_, &copy_in_, &copy_out_, &state_out_, &comm_queue_, &host_}) {
+  updater_.reset();
+  for (const auto& queue : {&compute_, &copy_in_, &param_in_, &copy_out_, &param_out_, &comm_queue_,
+                            &landing_, &host_update_}) {
     (*queue)->finish();
   }
 }
@@ -232,6 +238,10 @@ LayerContext Runtime::layer_context(const Action& action,
 }
 
 void Runtime::forward(const Action& action, bool training) {
+  const std::vector<int>& needs = plan_->layout.units()[static_cast<size_t>(action.unit)].needs;
+  gather_postponed(needs);
+  // Those that were not gathered are used where they lie.
+  for (int unit : needs) await_parameters(unit, *compute_);
   const auto params = window_->use(action.unit, *compute_);
   // A recomputation is after the saved bytes alone.
   const TensorView output = action.recompute ? TensorView{} : boundary(action.unit);
@@ -263,11 +273,12 @@ void Runtime::execute(const Program& program, bool training) {
   for (const Action& action : program.actions) {
     switch (action.op) {
       case Action::Op::gather:
-        window_->gather(action.unit, action.slot);
+        gather(action);
         break;
       case Action::Op::forward:
         forward(action, training);
         if (action.unit == last_unit) mark(&Marks::forward_ns);
+        gather_postponed(postponed_.size());
         break;
       case Action::Op::backward:
         backward(action);
@@ -281,8 +292,57 @@ void Runtime::execute(const Program& program, bool training) {
   }
 }
 
+// A gather ahead of its use waits for no update while there is something to compute: it comes after
+// that. The order of gathers stays, and that of all collectives: updates are behind it before the
+// first reduction.
+void Runtime::gather(const Action& action) {
+  if (postponed_.empty() && updater_->has_parameters(action.unit)) {
+    await_parameters(action.unit, *copy_in_);
+    window_->gather(action.unit, action.slot);
+  } else {
+    postponed_.push_back(action);
+  }
+}
+
+// Up to the last one of these units.
+void Runtime::gather_postponed(const std::vector<int>& units) {
+  for (size_t i = postponed_.size(); i-- > 0;) {
+    if (std::find(units.begin(), units.end(), postponed_[i].unit) == units.end()) continue;
+    gather_postponed(i + 1);
+    return;
+  }
+}
+
+void Runtime::gather_postponed(size_t count) {
+  const auto end = postponed_.begin() + static_cast<int64_t>(count);
+  for (auto action = postponed_.begin(); action != end; ++action) {
+    await_parameters(action->unit, *copy_in_);
+    window_->gather(action->unit, action->slot);
+  }
+  postponed_.erase(postponed_.begin(), end);
+}
+
+// Makes later work on `queue` find the unit's parameters as the last step left them. Compute stands
+// still from when it had nothing left to do while the driver waited here.
+void Runtime::await_parameters(int unit, Queue& queue) {
+  const int64_t begin = now_ns();
+  if (!updater_->await_parameters(unit, queue)) return;
+  compute_->run([this, unit, begin, end = now_ns()] {
+    const int64_t since = std::max(begin, passes_->last_end_ns());
+    if (since >= end) return;
+    recorder_.record({Activity::wait,
+                      {StateKind::param, unit, kUpdateWaitLabel},
+                      compute_->name(),
+                      /*bytes=*/0,
+                      since,
+                      end});
+  });
+}
+
 void Runtime::finish_all() {
-  for (const auto& queue : {&compute_, &comm_queue_, &copy_out_, &host_}) (*queue)->synchronize();
+  for (const auto& queue : {&compute_, &comm_queue_, &copy_out_, &landing_}) {
+    (*queue)->synchronize();
+  }
 }
 
 // Adds the time since the last mark, on the compute queue, to a phase.
@@ -313,7 +373,7 @@ StepResult Runtime::train_step(std::span<const Batch> micro_batches) {
   marks_ = {};
   marks_.last = begin;
 
-  pipeline_->read_ahead();
+  updater_->begin_step();
   upload_tokens(micro_batches);
   execute(plan_->step, /*training=*/true);
   const double losses = read_losses(micro_batches.size());
@@ -330,7 +390,7 @@ StepResult Runtime::train_step(std::span<const Batch> micro_batches) {
   result.loss /= static_cast<double>(config_.accumulation_steps * world_.size);
   update(result, sum_of_squares);
 
-  if (!result.skipped) check_traffic(moved_before, plan_->summary.step_traffic);
+  check_traffic(moved_before, planned(result));
   const int64_t end = now_ns();
   result.tokens = shape_.tokens() * config_.accumulation_steps * world_.size;
   result.seconds = seconds(end - begin);
@@ -342,8 +402,8 @@ StepResult Runtime::train_step(std::span<const Batch> micro_batches) {
   result.exposed.landing -= exposed_before.landing;
   result.exposed.ranks -= exposed_before.ranks;
   result.exposed.nvme -= exposed_before.nvme;
-  result.moved = moved();
-  for (size_t link = 0; link < kLinkCount; ++link) result.moved[link] -= moved_before[link];
+  result.exposed.update -= exposed_before.update;
+  result.moved = moved() - moved_before;
   result.peak = tiers_->peak_bytes();
   return result;
 }
@@ -353,25 +413,19 @@ StepResult::Exposed Runtime::exposed() const {
           seconds(recorder_.waited_ns(GradientLander::kSlotWaitLabel)),
           seconds(recorder_.waited_ns(GradientLander::kLandingWaitLabel)),
           seconds(recorder_.waited_ns(kRanksWaitLabel)),
-          seconds(recorder_.waited_ns(offload::OptimizerPipeline::kWaitLabel))};
+          seconds(recorder_.waited_ns(offload::OptimizerPipeline::kWaitLabel)),
+          seconds(recorder_.waited_ns(kUpdateWaitLabel))};
 }
 
-// Transfers with the disk count when they are started: the last of a step's writes run under the
-// next step.
-LinkBytes Runtime::moved() const {
-  LinkBytes bytes = recorder_.link_bytes();
-  if (pump_ != nullptr) {
-    bytes[static_cast<size_t>(Activity::nvme_read)] = pump_->issued_bytes(io::Op::read);
-    bytes[static_cast<size_t>(Activity::nvme_write)] = pump_->issued_bytes(io::Op::write);
-  }
-  return bytes;
-}
+// What updates move counts when they are submitted: the last of it moves under the next step.
+LinkBytes Runtime::moved() const { return recorder_.link_bytes(false) + updater_->promised(); }
 
 void Runtime::settle() {
-  pipeline_->settle();
+  updater_->settle();
   // Every byte that was to be moved has been, by the count of completed transfers.
-  if (moved() != recorder_.link_bytes())
-    throw Error("a transfer was lost: bytes are unaccounted for");
+  if (updater_->promised() != recorder_.link_bytes(true)) {
+    throw Error("a transfer was lost: bytes of the update are unaccounted for");
+  }
 }
 
 StateAccess& Runtime::state() {
@@ -380,13 +434,17 @@ StateAccess& Runtime::state() {
 }
 
 void Runtime::check_traffic(const LinkBytes& before, const LinkBytes& planned) const {
-  const LinkBytes now = moved();
+  const LinkBytes bytes = moved() - before;
   for (size_t link = 0; link < kLinkCount; ++link) {
-    if (now[link] - before[link] == planned[link]) continue;
-    throw Error(fmt::format("{} bytes went over {} where the plan says {}",
-                            now[link] - before[link], name(static_cast<Activity>(link)),
-                            planned[link]));
+    if (bytes[link] == planned[link]) continue;
+    throw Error(fmt::format("{} bytes went over {} where the plan says {}", bytes[link],
+                            name(static_cast<Activity>(link)), planned[link]));
   }
+}
+
+LinkBytes Runtime::planned(const StepResult& result) const {
+  const LinkBytes& step = plan_->summary.step_traffic;
+  return result.skipped ? step - plan_->update_traffic : step;
 }
 
 // Norm, clip factor, overflow decision; then every sub-group; then commit.
@@ -397,19 +455,14 @@ void Runtime::update(StepResult& result, double sum_of_squares) {
   result.step = step_ + 1;
   result.lr = learning_rate(config_, step_ + 1);
   result.skipped = !std::isfinite(sum_of_squares);
-  if (result.skipped) {
-    pipeline_->discard();
-    return;
-  }
+  if (result.skipped) return;
 
   double scale = mean_scale;
   if (config_.gradient_clipping > 0) {
     // torch.nn.utils.clip_grad_norm_'s factor.
     scale *= std::min(1.0, config_.gradient_clipping / (result.grad_norm + 1e-6));
   }
-  optimizer_->begin_step(step_ + 1, result.lr, scale);
-  for (const offload::SubGroup& group : plan_->state.sub_groups) pipeline_->submit(group.index);
-  pipeline_->drain();
+  updater_->update(result.step, result.lr, scale);
   if (plan_->commits()) commit();
   ++step_;
 }
@@ -420,7 +473,7 @@ void Runtime::commit() {
   {
     const WaitScope wait(recorder_, {StateKind::master, -1, offload::OptimizerPipeline::kWaitLabel},
                          "driver");
-    pipeline_->settle();
+    updater_->settle();
     const int64_t payload = step_ + 1;
     store_->commit(std::as_bytes(std::span(&payload, 1)));
   }

@@ -1,7 +1,8 @@
 // One rank's run: owns every part and executes the plan's programs.
 //
 // The driver thread walks a program and enqueues; queues, the pump and the optimizer pipeline work
-// behind it; it waits at the end of a step. Members are destroyed in reverse order, so each may use
+// behind it; it waits for a step's gradients, and for a unit's parameters where the step before
+// still updates them. Members are destroyed in reverse order, so each may use
 // what is declared above it until its end.
 //
 // In a world of several ranks every verb is collective.
@@ -17,14 +18,13 @@
 #include "engine/comm/communicator.h"
 #include "engine/plan/planner.h"
 #include "engine/runtime/gradient_lander.h"
-#include "engine/runtime/optimizer.h"
 #include "engine/runtime/parameter_window.h"
 #include "engine/runtime/parts.h"
 #include "engine/runtime/state_access.h"
+#include "engine/runtime/updater.h"
 #include "kernels/device/compute_spans.h"
 #include "kernels/ops/layer_ops.h"
 #include "kernels/ops/state_ops.h"
-#include "offload/optimizer_pipeline.h"
 #include "offload/pump.h"
 #include "offload/recorder.h"
 #include "offload/slot_store.h"
@@ -88,6 +88,10 @@ class Runtime {
   void attach_io();
   void upload_tokens(std::span<const Batch> batches);
   void execute(const Program& program, bool training);
+  void gather(const Action& action);
+  void gather_postponed(const std::vector<int>& units);
+  void gather_postponed(size_t count);
+  void await_parameters(int unit, Queue& queue);
   void forward(const Action& action, bool training);
   void backward(const Action& action);
   LayerContext layer_context(const Action& action, std::span<const TensorView> params) const;
@@ -97,6 +101,7 @@ class Runtime {
   void mark(int64_t Marks::*phase);
   StepResult::Exposed exposed() const;  // since the start
   LinkBytes moved() const;              // likewise
+  LinkBytes planned(const StepResult& result) const;
   void update(StepResult& result, double sum_of_squares);
   void commit();
   // Without overlap: one thing at a time.
@@ -116,9 +121,11 @@ class Runtime {
   std::unique_ptr<Queue> compute_;
   std::unique_ptr<Queue> copy_in_;
   std::unique_ptr<Queue> copy_out_;
-  std::unique_ptr<Queue> state_out_;  // parameters to the update
   std::unique_ptr<Queue> comm_queue_;
-  std::unique_ptr<Queue> host_;           // updates and landings on the host
+  std::unique_ptr<Queue> param_in_;       // of the device: updated parameters
+  std::unique_ptr<Queue> param_out_;      // of the device: parameters to update
+  std::unique_ptr<Queue> landing_;        // of gradients on the host
+  std::unique_ptr<Queue> host_update_;    // of state on host and nvme
   std::unique_ptr<ComputeSpans> passes_;  // forward and backward through units
   std::unique_ptr<ops::LayerOps> layer_ops_;
   std::unique_ptr<ops::StateOps> device_state_ops_;
@@ -139,9 +146,9 @@ class Runtime {
   std::unique_ptr<StateAccess> access_;
   std::unique_ptr<ParameterWindow> window_;
   std::unique_ptr<GradientLander> lander_;
-  std::unique_ptr<Optimizer> optimizer_;
-  std::unique_ptr<offload::OptimizerPipeline> pipeline_;
+  std::unique_ptr<Updater> updater_;
 
+  std::vector<Action> postponed_;  // gathers whose parameters are not updated yet
   int64_t step_ = 0;
   std::vector<double> of_ranks_;  // what an exchange brings
   Marks marks_;

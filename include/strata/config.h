@@ -86,10 +86,11 @@ struct Config {
 
   // How it runs. None of these changes the training state.
   DeviceChoice device = DeviceChoice::automatic;
-  int compute_threads = 0;    // a rank's threads for matrix products; 0: all cores
-  int optimizer_threads = 0;  // a rank's threads for the update; 0: all cores
-  int staging_buffers = 3;    // sub-groups under way between nvme and the update
-  bool overlap = true;        // false: one thing at a time, for measuring and debugging
+  int compute_threads = 0;     // a rank's threads for matrix products; 0: all cores
+  int optimizer_threads = 0;   // a rank's threads for the update; 0: all cores
+  int staging_buffers = 3;     // sub-groups under way between nvme and the update
+  bool overlap = true;         // false: one thing at a time, for measuring and debugging
+  bool overlap_update = true;  // with overlap: updates run on under the next forward pass
   RecomputeChoice recompute = RecomputeChoice::automatic;
   IoChoice io_engine = IoChoice::automatic;
   DirectChoice io_direct = DirectChoice::automatic;

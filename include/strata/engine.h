@@ -42,9 +42,10 @@ struct StepResult {
   } phases;
   // What stood still, and for how long: compute waiting for gathered parameters, compute waiting
   // for a gradient buffer, the step waiting for landing gradients, the step waiting for other
-  // ranks to have theirs, the update waiting for nvme.
+  // ranks to have theirs, the update waiting for nvme (hidden where it runs under a forward pass),
+  // compute waiting for parameters that the step before still updates.
   struct Exposed {
-    double gather = 0, grad_buffer = 0, landing = 0, ranks = 0, nvme = 0;
+    double gather = 0, grad_buffer = 0, landing = 0, ranks = 0, nvme = 0, update = 0;
   } exposed;
   LinkBytes moved = {};                        // by Activity: nvme_read, nvme_write, h2d, d2h, comm
   std::array<uint64_t, kTierCount> peak = {};  // bytes, by Tier, since the start
@@ -78,8 +79,9 @@ class Engine {
   Engine(Engine&&) noexcept;
   Engine& operator=(Engine&&) noexcept;
 
-  // One optimizer step over Config::accumulation_steps micro-batches. Throws where anything
-  // behind it failed; the engine is then unusable.
+  // One optimizer step over Config::accumulation_steps micro-batches. Its updates may still be
+  // under way on return (`strata.overlap_update`). Throws where anything behind it failed, also
+  // what the step before left under way; the engine is then unusable.
   StepResult train_step(std::span<const Batch> micro_batches);
 
   // Mean loss over the batches' tokens, of all ranks; changes nothing. Every rank gives as many
@@ -105,8 +107,8 @@ class Engine {
   const PlanSummary& plan() const;
   // One line each: device, I/O engine in force, recovery mode.
   std::vector<std::string> description() const;
-  // Waits for the last step's writes to nvme, which otherwise run on under the next step. Throws
-  // IoError if one failed. evaluate(), digest() and write_trace() do so too.
+  // Waits for the last step's updates and their writes to nvme, which otherwise run on under the
+  // next step. Throws what failed of them. evaluate(), digest() and write_trace() do so too.
   void settle();
   // The trace as kept so far, in the Chrome format that Perfetto opens. Throws IoError.
   void write_trace(const std::string& path);

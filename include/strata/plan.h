@@ -26,6 +26,16 @@ struct Reservation {
 
 using LinkBytes = std::array<uint64_t, kLinkCount>;  // by Activity: nvme_read .. comm
 
+inline LinkBytes operator+(LinkBytes a, const LinkBytes& b) {
+  for (size_t link = 0; link < kLinkCount; ++link) a[link] += b[link];
+  return a;
+}
+// What was moved after `b`, a part of `a`.
+inline LinkBytes operator-(LinkBytes a, const LinkBytes& b) {
+  for (size_t link = 0; link < kLinkCount; ++link) a[link] -= b[link];
+  return a;
+}
+
 struct PlanSummary {
   int rank = 0;  // whose plan it is, of how many
   int ranks = 1;

@@ -37,6 +37,8 @@ struct TrafficTag {
   StateKind kind = StateKind::other;
   int32_t index = -1;      // unit or sub-group; -1 for none
   const char* label = "";  // what it was for: "gather", "update", ...
+  // Moved by the optimizer pipeline, whose work may run on under the next step.
+  bool of_update = false;
 };
 
 struct TrafficRecord {

@@ -20,14 +20,18 @@ class ComputeSpans {
   }
   void end(const TrafficTag& tag) {
     queue_.run([this, tag] {
-      sink_.record({Activity::compute, tag, queue_.name(), /*bytes=*/0, begin_ns_, now_ns()});
+      end_ns_ = now_ns();
+      sink_.record({Activity::compute, tag, queue_.name(), /*bytes=*/0, begin_ns_, end_ns_});
     });
   }
+  // When the last span ended. For the queue's tasks.
+  int64_t last_end_ns() const { return end_ns_; }
 
  private:
   Queue& queue_;
   TrafficSink& sink_;
   int64_t begin_ns_ = 0;  // the queue's
+  int64_t end_ns_ = 0;    // likewise
 };
 
 }  // namespace strata

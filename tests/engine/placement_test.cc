@@ -103,6 +103,11 @@ std::vector<Variant> ways_to_run() {
          c.overlap = false;
          c.sub_group_numel = 5 * kGrainNumel;
        }},
+      {"updates_within_the_step",
+       [](Config& c) {
+         c.overlap_update = false;
+         c.sub_group_numel = 3 * kGrainNumel;
+       }},
       {"one_staging_buffer",
        [](Config& c) {
          c.staging_buffers = 1;

@@ -1,13 +1,19 @@
 // The pipeline with an update that only adds numbers: every grain of every kind is brought, updated
-// once and taken back, whatever the placement, the number of buffers and the faults; and a failure
-// ends in the exception that caused it.
+// once and taken back, whatever the placement, the order, the number of buffers and the faults;
+// nobody waits for more than asked; and a failure ends in the exception that caused it.
 #include "offload/optimizer_pipeline.h"
 
 #include <gtest/gtest.h>
 
-#include <cstring>
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <future>
+#include <mutex>
 #include <numeric>
 #include <optional>
+#include <random>
+#include <thread>
 #include <vector>
 
 #include "strata/error.h"
@@ -39,6 +45,28 @@ const TierSetup kSetups[] = {
     {"three_tiers", {0.5, 0.5, 0}, {TierFractions{0.2, 0.3, 0.5}, {0.2, 0.4, 0.4}, {0.2, 0.8, 0}}},
 };
 
+// Sub-groups in the order in which their state was read.
+class ReadLog final : public TrafficSink {
+ public:
+  explicit ReadLog(TrafficSink& next) : next_(next) { order_.reserve(1000); }
+  void record(const TrafficRecord& record) noexcept override {
+    if (record.activity == Activity::nvme_read && record.tag.of_update) {
+      const std::lock_guard lock(mutex_);
+      order_.push_back(record.tag.index);
+    }
+    next_.record(record);
+  }
+  std::vector<int32_t> order() const {
+    const std::lock_guard lock(mutex_);
+    return order_;
+  }
+
+ private:
+  TrafficSink& next_;
+  mutable std::mutex mutex_;
+  std::vector<int32_t> order_;
+};
+
 // One pipeline and all it stands on.
 class Rig {
  public:
@@ -47,7 +75,9 @@ class Rig {
       : device_(make_host_device({.delay_seed = seed}, recorder_)),
         compute_(device_->create_queue({"compute", 1})),
         copy_in_(device_->create_queue({"copy in", 1})),
-        state_out_(device_->create_queue({"state out", 1})),
+        param_in_(device_->create_queue({"parameters in", 1})),
+        param_out_(device_->create_queue({"parameters out", 1})),
+        gradients_(make_host_queue({"gradients", 1}, {}, recorder_)),
         host_(make_host_queue({"host", 2}, {.delay_seed = seed + 1}, recorder_)) {
     TrainingStateSpec spec;
     spec.param = Placement(setup.param, kGrains);
@@ -69,16 +99,25 @@ class Rig {
     transfer_ = tiers_->claim("transfer");
 
     if (spec.uses_nvme()) {
-      pump_ = make_pump(recorder_, faults ? &*faults : nullptr);
+      pump_ = make_pump(reads_, faults ? &*faults : nullptr);
       SlotLayout layout = spec.slot_layout();
       SlotStore::Files files{
           io::BlockFile::create_scratch(directory_.path(), layout.file_bytes(), {}, log_), {}};
       store_.emplace(std::move(layout), std::move(files), *pump_, std::span<std::byte>());
     }
     state_.emplace(spec, *tiers_, store_ ? &*store_ : nullptr, pump_.get(), *copy_in_);
-    pipeline_.emplace(OptimizerPipeline::Parts{*state_, pump_.get(), *host_, *compute_, *copy_in_,
-                                               *state_out_, recorder_},
-                      staging, *tiers_, std::move(update), overlap);
+    pipeline_.emplace(
+        OptimizerPipeline::Parts{*state_, pump_.get(), *host_, *compute_, *param_in_, *param_out_,
+                                 recorder_},
+        staging, *tiers_,
+        [this, update = std::move(update)](const UpdateSpans& spans, Queue& queue) {
+          queue.run([this] { ++updates_; });
+          update(spans, queue);
+        },
+        overlap);
+    order_.resize(spec.sub_groups.size());
+    std::iota(order_.begin(), order_.end(), 0);
+    std::shuffle(order_.begin(), order_.end(), std::mt19937_64(seed));
   }
 
   // Element i of `kind` becomes i + 1000 * kind.
@@ -100,10 +139,24 @@ class Rig {
     return {transfer_.as<float>(), transfer_.as<float>() + kGrains * kGrainNumel};
   }
   OptimizerPipeline& pipeline() { return *pipeline_; }
-  void step() {
-    pipeline_->read_ahead();
-    for (const SubGroup& group : state_->spec().sub_groups) pipeline_->submit(group.index);
-    pipeline_->drain();
+  Queue& gradients() { return *gradients_; }
+  int updates() const { return updates_; }                      // begun
+  const std::vector<int32_t>& order() const { return order_; }  // a shuffled one
+  std::vector<int32_t> reads() const { return reads_.order(); }
+
+  // Leaves everything under way.
+  void start_step() {
+    pipeline_->read_ahead(order_);
+    for (int32_t sub_group : order_) pipeline_->submit(sub_group);
+  }
+  // As a forward pass does it.
+  void await_parameters() {
+    for (int32_t sub_group : order_) pipeline_->parameters(sub_group).wait();
+  }
+  // What was promised is what was moved.
+  void expect_promises_kept() {
+    pipeline_->settle();
+    EXPECT_EQ(pipeline_->promised(), recorder_.link_bytes(true));
   }
 
  private:
@@ -115,17 +168,22 @@ class Rig {
   TemporaryDirectory directory_;
   NullLogSink log_;
   Recorder recorder_{0};
+  ReadLog reads_{recorder_};
   std::unique_ptr<Device> device_;
   std::unique_ptr<Queue> compute_;
   std::unique_ptr<Queue> copy_in_;
-  std::unique_ptr<Queue> state_out_;
+  std::unique_ptr<Queue> param_in_;
+  std::unique_ptr<Queue> param_out_;
+  std::unique_ptr<Queue> gradients_;
   std::unique_ptr<Queue> host_;
+  std::atomic<int> updates_ = 0;
   std::optional<TierManager> tiers_;
   Arena transfer_;
   std::unique_ptr<Pump> pump_;
   std::optional<SlotStore> store_;
   std::optional<TrainingState> state_;
   std::optional<OptimizerPipeline> pipeline_;
+  std::vector<int32_t> order_;
 };
 
 // master += grad, exp_avg += 2, exp_avg_sq *= 2, param = master
@@ -160,8 +218,10 @@ TEST_P(OptimizerPipelineTest, UpdatesEveryGrainOnceAStep) {
                              .fail_at = -1};
   Rig rig(setup, sub_group_grains, buffers, overlap, seed, toy_update, faults);
   rig.fill();
-  rig.step();
-  rig.step();
+  rig.start_step();
+  rig.await_parameters();
+  rig.start_step();
+  rig.expect_promises_kept();
   const auto master = rig.read(StateKind::master);
   const auto exp_avg = rig.read(StateKind::exp_avg);
   const auto exp_avg_sq = rig.read(StateKind::exp_avg_sq);
@@ -190,18 +250,94 @@ INSTANTIATE_TEST_SUITE_P(All, OptimizerPipelineTest,
                                           testing::Values(0, 5)),
                          case_name);
 
-// A skipped step leaves the state as it was, and the next one goes on from it.
-TEST(OptimizerPipelineSkipTest, DiscardingChangesNothing) {
-  for (const TierSetup& setup : kSetups) {
-    Rig rig(setup, 4, 2, true, 3, toy_update);
+// A skipped step leaves the state as it was; the next one goes on with what was read for it, and
+// looking at the state drops that.
+TEST(OptimizerPipelineSkipTest, WhatIsReadAndNotSubmittedChangesNothing) {
+  for (const bool look : {false, true}) {
+    for (const TierSetup& setup : kSetups) {
+      Rig rig(setup, 4, 2, true, 3, toy_update);
+      rig.fill();
+      const auto before = rig.read(StateKind::master);
+      rig.pipeline().read_ahead(rig.order());
+      if (look) {
+        EXPECT_EQ(rig.read(StateKind::master), before) << setup.name;
+      }
+      rig.start_step();
+      EXPECT_EQ(rig.read(StateKind::exp_avg)[5], 3007) << setup.name;
+      rig.expect_promises_kept();
+      rig.pipeline().read_ahead(rig.order());  // and goes down with reads under way
+    }
+  }
+}
+
+TEST(OptimizerPipelineOrderTest, StateIsReadInTheOrderAskedFor) {
+  for (const bool ahead : {true, false}) {
+    Rig rig(kSetups[2], 2, 1, true, 7, toy_update);
     rig.fill();
-    const auto before = rig.read(StateKind::master);
-    rig.pipeline().read_ahead();
-    rig.pipeline().discard();
-    EXPECT_EQ(rig.read(StateKind::master), before) << setup.name;
-    rig.step();
+    std::vector<int32_t> reversed(rig.order().rbegin(), rig.order().rend());
+    if (ahead) rig.pipeline().read_ahead(reversed);
+    for (int32_t sub_group : reversed) rig.pipeline().submit(sub_group);
+    rig.expect_promises_kept();
+    EXPECT_EQ(rig.reads(), reversed);
+  }
+}
+
+// The next step's reads wait for the last step's updates, each for its own.
+TEST(OptimizerPipelineOrderTest, ReadsAheadFollowWhatIsUnderWay) {
+  Rig rig(kSetups[3], 2, 1, true, 9, toy_update);
+  rig.fill();
+  rig.start_step();
+  rig.pipeline().read_ahead(rig.order());
+  rig.await_parameters();
+  rig.start_step();
+  rig.expect_promises_kept();
+  std::vector<int32_t> twice = rig.order();
+  twice.insert(twice.end(), rig.order().begin(), rig.order().end());
+  EXPECT_EQ(rig.reads(), twice);
+  EXPECT_EQ(rig.read(StateKind::exp_avg)[5], 3009);
+}
+
+// One update stands still, the last one: with one buffer state arrives in order. The others' parameters
+// can be had.
+TEST(OptimizerPipelineWaitTest, ASubGroupsParametersWaitForNoOther) {
+  for (const TierSetup& setup : kSetups) {
+    if (setup.state[0].device > 0) continue;  // updated in the order of the device's queue
+    std::promise<void> go;
+    const std::shared_future<void> gone = go.get_future().share();
+    int32_t held = -1;
+    Rig rig(setup, 4, 1, true, 0, [&](const UpdateSpans& spans, Queue& queue) {
+      if (spans.sub_group == held) queue.run([&gone] { gone.wait(); });
+      toy_update(spans, queue);
+    });
+    rig.fill();
+    held = rig.order().back();
+    for (int32_t sub_group : rig.order()) rig.pipeline().submit(sub_group);
+    for (int32_t sub_group : rig.order()) {
+      if (sub_group == held) continue;
+      rig.pipeline().parameters(sub_group).wait();
+      EXPECT_TRUE(rig.pipeline().has_parameters(sub_group));
+    }
+    EXPECT_FALSE(rig.pipeline().has_parameters(held)) << setup.name;
+    go.set_value();
+    rig.pipeline().parameters(held).wait();
     EXPECT_EQ(rig.read(StateKind::exp_avg)[5], 3007) << setup.name;
-    rig.pipeline().read_ahead();  // and goes down with reads under way
+  }
+}
+
+// An update starts where its gradient is complete, not before.
+TEST(OptimizerPipelineWaitTest, AnUpdateWaitsForItsGradient) {
+  for (const TierSetup& setup : kSetups) {
+    Rig rig(setup, 4, 2, true, 0, toy_update);
+    rig.fill();
+    std::promise<void> go;
+    const std::future<void> gone = go.get_future();
+    rig.gradients().run([&gone] { gone.wait(); });
+    const Event gradient = rig.gradients().record();
+    for (int32_t sub_group : rig.order()) rig.pipeline().submit(sub_group, gradient);
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    EXPECT_EQ(rig.updates(), 0) << setup.name;
+    go.set_value();
+    EXPECT_EQ(rig.read(StateKind::exp_avg)[5], 3007) << setup.name;
   }
 }
 
@@ -210,8 +346,41 @@ TEST(OptimizerPipelineFailureTest, ADiskErrorEndsTheStepAsIoError) {
   const io::FaultPlan faults{.fail_at = 30};
   Rig rig(kSetups[2], 4, 3, true, 0, toy_update, faults);
   rig.fill();
-  EXPECT_THROW(rig.step(), IoError);
-  EXPECT_THROW(rig.step(), IoError) << "a failed pipeline stays failed";
+  rig.start_step();
+  EXPECT_THROW(rig.await_parameters(), IoError);
+  EXPECT_THROW(rig.await_parameters(), IoError) << "a failed pipeline stays failed";
+  EXPECT_THROW(rig.pipeline().settle(), IoError);
+}
+
+// Wherever a transfer fails, it is told at the latest when the pipeline is settled; and a pipeline
+// that is left alone goes down with its failure.
+TEST(OptimizerPipelineFailureTest, NoFailureIsSilentAndNoneHangs) {
+  bool failed = true;
+  for (int64_t fail_at = 20; failed; ++fail_at) {
+    ASSERT_LT(fail_at, 200);
+    const io::FaultPlan faults{.fail_at = fail_at};
+    const auto make = [&] {
+      return std::make_unique<Rig>(kSetups[3], 4, 2, true, 0, toy_update, faults);
+    };
+    auto rig = make();
+    failed = false;
+    try {
+      rig->fill();
+      rig->start_step();
+      rig->await_parameters();
+      rig->start_step();
+      rig->pipeline().settle();
+    } catch (const IoError&) {
+      failed = true;
+    }
+    if (!failed) continue;
+    try {
+      auto left = make();
+      left->fill();
+      left->start_step();
+    } catch (const IoError&) {
+    }
+  }
 }
 
 TEST(OptimizerPipelineFailureTest, AnUpdateThatThrowsEndsTheStepWithItsException) {
@@ -225,7 +394,8 @@ TEST(OptimizerPipelineFailureTest, AnUpdateThatThrowsEndsTheStepWithItsException
   for (const TierSetup& setup : kSetups) {
     Rig rig(setup, 4, 2, true, 0, failing);
     rig.fill();
-    EXPECT_THROW(rig.step(), CorruptionError) << setup.name;
+    rig.start_step();
+    EXPECT_THROW(rig.pipeline().drain(), CorruptionError) << setup.name;
   }
 }
 
@@ -233,7 +403,19 @@ TEST(OptimizerPipelineFailureTest, AnUpdateThatCannotBeEnqueuedEndsTheStep) {
   const auto failing = [](const UpdateSpans&, Queue&) { throw DeviceError("no such kernel"); };
   Rig rig(kSetups[3], 4, 2, true, 0, failing);
   rig.fill();
-  EXPECT_THROW(rig.step(), DeviceError);
+  rig.start_step();
+  EXPECT_THROW(rig.pipeline().drain(), DeviceError);
+}
+
+TEST(OptimizerPipelineEndTest, GoesDownWithWorkUnderWay) {
+  for (const TierSetup& setup : kSetups) {
+    for (uint64_t seed = 0; seed < 4; ++seed) {
+      Rig rig(setup, 2, 3, true, seed, toy_update);
+      rig.fill();
+      rig.start_step();
+      if (seed % 2 == 1) rig.pipeline().read_ahead(rig.order());
+    }
+  }
 }
 
 }  // namespace

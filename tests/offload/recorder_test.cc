@@ -40,6 +40,18 @@ TEST(RecorderTest, TotalsAreExactEvenWhenEventsAreDropped) {
   EXPECT_EQ(recorder.dropped_events(), 4000u - kEvents);
 }
 
+TEST(RecorderTest, TellsTheUpdatesBytesFromTheRest) {
+  Recorder recorder(0);
+  TrafficRecord of_update = read_of(5);
+  of_update.tag.of_update = true;
+  recorder.record(of_update);
+  recorder.record(read_of(3));
+  EXPECT_EQ(recorder.link_bytes(true)[0], 5u);
+  EXPECT_EQ(recorder.link_bytes(false)[0], 3u);
+  EXPECT_EQ(recorder.link_bytes()[0], 8u);
+  EXPECT_EQ(recorder.link_bytes(StateKind::exp_avg)[0], 8u);
+}
+
 TEST(RecorderTest, WaitsAreSummedByLabel) {
   Recorder recorder(0);
   TrafficRecord wait = read_of(0);

@@ -1,10 +1,10 @@
 // The mathematics of layers on tensor views, as an interface every device implements.
 //
 // A call enqueues work on the queue given at construction and returns. Views lie in that device's
-// memory and stay valid until the work is done. dtype is fp32 or bf16 for activations, weights and
-// local gradients alike; sums and non-linear functions are computed in fp32, and each output is
-// rounded once (to nearest even). "accumulate" adds to what the output holds, in fp32, with one
-// rounding; otherwise the output is overwritten.
+// memory and stay valid until the work is done. dtype is fp32, bf16 or fp16 for activations,
+// weights and local gradients alike; sums and non-linear functions are computed in fp32, and each
+// output is rounded once (to nearest even; what fp16 cannot hold becomes infinite). "accumulate"
+// adds to what the output holds, in fp32, with one rounding; otherwise the output is overwritten.
 //
 // The same bits come out for the same inputs and number of threads.
 //
@@ -139,7 +139,7 @@ class LayerOps {
   virtual void cross_entropy(const CrossEntropy& op) = 0;
   virtual size_t cross_entropy_workspace_bytes(int64_t rows) const = 0;
 
-  // What matrices of `dtype` are multiplied in: another one where the device lacks instructions.
+  // What matrices of `dtype` are multiplied in: another one where the device has no such products.
   virtual DType product_dtype(DType dtype) const = 0;
 };
 

@@ -15,7 +15,7 @@ namespace {
 class Check {
  public:
   Check(const char* op, DType dtype) : op_(op), dtype_(dtype) {
-    expect(dtype == DType::fp32 || dtype == DType::bf16, "its dtype", "fp32 or bf16");
+    expect(dtype != DType::int32, "its dtype", "fp32, bf16 or fp16");
   }
 
   // `view` has that shape, whatever its dimensions, and the operation's dtype.

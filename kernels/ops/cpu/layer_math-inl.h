@@ -1,5 +1,5 @@
-// What the layers' kernels share: rows of fp32 or bf16 as vectors of fp32, whole or cut off at the
-// row's end, and an exponential that keeps NaN. Included once for each target.
+// What the layers' kernels share: rows of any float dtype as vectors of fp32, whole or cut off at
+// the row's end, and an exponential that keeps NaN. Included once for each target.
 #if defined(STRATA_LAYER_MATH_INL_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef STRATA_LAYER_MATH_INL_H
 #undef STRATA_LAYER_MATH_INL_H
@@ -24,6 +24,7 @@ using F32 = hn::ScalableTag<float>;
 using Vector = hn::Vec<F32>;
 constexpr int64_t kLanes = hn::MaxLanes(F32());
 
+using ops::HWY_NAMESPACE::Fp16;
 using ops::HWY_NAMESPACE::Fp32;
 
 // Activations and local gradients round half to even (kernels/ops/numeric.h).
@@ -40,10 +41,11 @@ struct Bf16Even : ops::HWY_NAMESPACE::Bf16 {
   }
 };
 
-// Calls body(Element()) for the element type of `dtype`, which is fp32 or bf16.
+// Calls body(Element()) for the element type of a float `dtype`.
 template <class Body>
 void with_element(DType dtype, const Body& body) {
   if (dtype == DType::bf16) return body(Bf16Even());
+  if (dtype == DType::fp16) return body(Fp16());
   body(Fp32());
 }
 

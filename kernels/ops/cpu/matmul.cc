@@ -175,7 +175,10 @@ struct MatmulCache::Library {
       return false;
     }
   }
-  bool widens(const MatmulSpec& spec) const { return spec.dtype == DType::bf16 && !has_bf16; }
+  // oneDNN 2 has no fp16 products for CPUs.
+  bool widens(const MatmulSpec& spec) const {
+    return spec.dtype == DType::fp16 || (spec.dtype == DType::bf16 && !has_bf16);
+  }
 
   std::unique_ptr<Matmul> make(const MatmulSpec& spec) const {
     return preparing(

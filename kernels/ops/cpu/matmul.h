@@ -65,7 +65,8 @@ class MatmulCache {
   Matmul& get(const MatmulSpec& spec);
   // What get(spec).scratch_bytes() would be, without preparing it.
   size_t scratch_bytes(const MatmulSpec& spec) const;
-  // What matrices of `dtype` are multiplied in: fp32 for bf16 on a CPU without its instructions.
+  // What matrices of `dtype` are multiplied in: fp32 for fp16, and for bf16 on a CPU without its
+  // instructions.
   DType product_dtype(DType dtype) const;
 
  private:

@@ -1,7 +1,7 @@
 #include "kernels/ops/cpu/widened_matmul.h"
 
 #include "kernels/device/thread_team.h"
-#include "kernels/ops/cpu/bf16_rows.h"
+#include "kernels/ops/cpu/narrow_rows.h"
 #include "strata/grain.h"
 
 namespace strata::ops::cpu {
@@ -19,16 +19,17 @@ void in_parts(bool alone, int64_t numel, const Fn& fn) {
   }
 }
 
-void widen(bool alone, const void* from, int64_t numel, float* to) {
-  const auto* bf16 = static_cast<const uint16_t*>(from);
-  in_parts(alone, numel,
-           [=](int64_t begin, int64_t end) { widen_bf16(bf16 + begin, end - begin, to + begin); });
+void widen(const MatmulSpec& spec, const void* from, int64_t numel, float* to) {
+  const auto* narrow = static_cast<const uint16_t*>(from);
+  in_parts(spec.alone, numel, [=, dtype = spec.dtype](int64_t begin, int64_t end) {
+    widen_row(dtype, narrow + begin, end - begin, to + begin);
+  });
 }
 
-void narrow(bool alone, const float* from, int64_t numel, void* to) {
-  auto* bf16 = static_cast<uint16_t*>(to);
-  in_parts(alone, numel, [=](int64_t begin, int64_t end) {
-    round_to_bf16(from + begin, end - begin, bf16 + begin);
+void narrow(const MatmulSpec& spec, const float* from, int64_t numel, void* to) {
+  auto* narrow = static_cast<uint16_t*>(to);
+  in_parts(spec.alone, numel, [=, dtype = spec.dtype](int64_t begin, int64_t end) {
+    round_row(dtype, from + begin, end - begin, narrow + begin);
   });
 }
 
@@ -39,7 +40,7 @@ struct WidenedMatmul::Pieces {
   float* a;
   float* b;
   float* bias;
-  float* out;  // for an output of bf16
+  float* out;  // for a 16-bit output
   std::byte* scratch;
   size_t bytes = 0;
 
@@ -56,17 +57,17 @@ struct WidenedMatmul::Pieces {
     a = take_floats(spec.m * spec.k);
     b = take_floats(spec.k * spec.n);
     bias = take_floats(spec.add_bias ? spec.n : 0);
-    out = take_floats(spec.out_dtype == DType::bf16 ? spec.m * spec.n : 0);
+    out = take_floats(spec.out_dtype != DType::fp32 ? spec.m * spec.n : 0);
     scratch = take(fp32_scratch_bytes);
   }
 };
 
-// What is added to an output of bf16 lies in its widened copy beforehand.
+// What is added to a 16-bit output lies in its widened copy beforehand.
 MatmulSpec WidenedMatmul::fp32_spec(const MatmulSpec& spec) {
   MatmulSpec fp32 = spec;
   fp32.dtype = DType::fp32;
   fp32.out_dtype = DType::fp32;
-  if (spec.out_dtype == DType::bf16) {
+  if (spec.out_dtype != DType::fp32) {
     fp32.accumulate = spec.accumulate || spec.add_residual;
     fp32.add_residual = false;
   }
@@ -89,19 +90,19 @@ void WidenedMatmul::run(const MatmulBuffers& buffers, int slot) {
   fp32.scratch = pieces.scratch;
   fp32.a = pieces.a;
   fp32.b = pieces.b;
-  widen(spec_.alone, buffers.a, spec_.m * spec_.k, pieces.a);
-  widen(spec_.alone, buffers.b, spec_.k * spec_.n, pieces.b);
+  widen(spec_, buffers.a, spec_.m * spec_.k, pieces.a);
+  widen(spec_, buffers.b, spec_.k * spec_.n, pieces.b);
   if (spec_.add_bias) {
-    widen(spec_.alone, buffers.bias, spec_.n, pieces.bias);
+    widen(spec_, buffers.bias, spec_.n, pieces.bias);
     fp32.bias = pieces.bias;
   }
   if (spec_.out_dtype == DType::fp32) return fp32_->run(fp32, slot);
 
   const void* added = spec_.add_residual ? buffers.residual : buffers.out;
-  if (spec_.add_residual || spec_.accumulate) widen(spec_.alone, added, out_numel, pieces.out);
+  if (spec_.add_residual || spec_.accumulate) widen(spec_, added, out_numel, pieces.out);
   fp32.out = pieces.out;
   fp32_->run(fp32, slot);
-  narrow(spec_.alone, pieces.out, out_numel, buffers.out);
+  narrow(spec_, pieces.out, out_numel, buffers.out);
 }
 
 }  // namespace strata::ops::cpu

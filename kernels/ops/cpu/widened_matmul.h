@@ -1,8 +1,8 @@
-// Products of bf16 matrices on CPUs that multiply fp32 alone: widened, multiplied, rounded once.
+// Products of 16-bit matrices where fp32 alone is multiplied: widened, multiplied, rounded once.
 //
-// Slower than fp32 (each operand is widened again for each product) and as exact as bf16
-// instructions, so that a bf16 configuration trains on every machine, and with half of fp32's
-// bytes.
+// Slower than fp32 (each operand is widened again for each product) and as exact as 16-bit
+// instructions, so that a bf16 or fp16 configuration trains on every machine, and with half of
+// fp32's bytes.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +19,7 @@ class WidenedMatmul final : public Matmul {
   // Room for the widened operands and for the fp32 product's own scratch.
   static size_t scratch_bytes(const MatmulSpec& spec, size_t fp32_scratch_bytes);
 
-  // `spec` is of bf16; `fp32` computes fp32_spec(spec).
+  // `spec` is of bf16 or fp16, its output of that or fp32; `fp32` computes fp32_spec(spec).
   WidenedMatmul(const MatmulSpec& spec, std::unique_ptr<Matmul> fp32);
 
   size_t scratch_bytes() const override;

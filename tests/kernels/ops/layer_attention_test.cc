@@ -207,12 +207,14 @@ TEST(LayerAttention, LaterTokensDoNotShow) {
 }
 
 TEST(LayerAttention, NaNIsNotHidden) {
-  Bench bench;
-  AttentionInputs in(DType::bf16, {1, 20, 1, 16});
-  in.qkv.set(5 * 48 + 16, std::numeric_limits<double>::quiet_NaN());  // a channel of key 5
-  in.run(bench);
-  for (int64_t position = 0; position < 20; ++position) {
-    EXPECT_EQ(std::isnan(in.out[position * 16]), position >= 5) << position;
+  for (const DType dtype : kLayerDTypes) {
+    Bench bench;
+    AttentionInputs in(dtype, {1, 20, 1, 16});
+    in.qkv.set(5 * 48 + 16, std::numeric_limits<double>::quiet_NaN());  // a channel of key 5
+    in.run(bench);
+    for (int64_t position = 0; position < 20; ++position) {
+      EXPECT_EQ(std::isnan(in.out[position * 16]), position >= 5) << name(dtype) << position;
+    }
   }
 }
 

@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <limits>
 #include <string>
 #include <tuple>
 
@@ -31,7 +32,7 @@ Reals product(const MatrixOf& a, const MatrixOf& b, int64_t m, int64_t k, int64_
   for (int64_t i = 0; i < m; ++i) {
     for (int64_t j = 0; j < n; ++j) {
       Sum sum;
-      // The product of two bf16 is exact in fp32, and fp32 products are fused.
+      // The product of two 16-bit numbers is exact in fp32, and fp32 products are fused.
       for (int64_t l = 0; l < k; ++l) sum.add(a.at(i, l, m) * b.at(l, j, k));
       result.push_back(sum.total());
     }
@@ -228,13 +229,49 @@ TEST(LayerLinearGradient, MatchesFiniteDifferences) {
 }
 
 // CTest runs this binary a second time with oneDNN held to AVX2 (DNNL_MAX_CPU_ISA), where every
-// product of bf16 is widened.
-TEST(LayerLinear, MultipliesBf16InFp32WhereTheCpuHasNoBf16) {
+// product of bf16 is widened, as those of fp16 always are.
+TEST(LayerLinear, MultipliesInFp32WhatTheCpuDoesNot) {
   const char* isa = std::getenv("DNNL_MAX_CPU_ISA");
   Bench bench;
   EXPECT_EQ(bench->product_dtype(DType::fp32), DType::fp32);
+  EXPECT_EQ(bench->product_dtype(DType::fp16), DType::fp32);
   if (isa == nullptr || std::string(isa) != "AVX2") GTEST_SKIP() << "oneDNN chooses";
   EXPECT_EQ(bench->product_dtype(DType::bf16), DType::fp32);
+}
+
+// What a loss scale that is too large does: it must show in every gradient behind it.
+TEST(LayerLinear, WhatFp16CannotHoldIsInfiniteAndStaysSo) {
+  Bench bench;
+  constexpr int64_t kRows = 3, kIn = 20, kOut = 2;
+  const Tensor x = Tensor::normal(DType::fp16, {kRows, kIn}, 1, 3, 0.1);
+  const Tensor weight = Tensor::normal(DType::fp16, {kIn, kOut}, 2, 2, 0.1);
+  const Tensor out_grad = Tensor::normal(DType::fp16, {kRows, kOut}, 3, 60000, 1000);
+  const Tensor x_grad(DType::fp16, {kRows, kIn});
+  const Tensor weight_grad(DType::fp16, {kIn, kOut});
+  const Tensor bias_grad(DType::fp16, {kOut});
+  const Tensor scratch =
+      Tensor::scratch(bench->linear_workspace_bytes(DType::fp16, kRows, kIn, kOut, false));
+  const auto backward = [&](const Tensor& from) {
+    bench->linear_backward({.x = x,
+                            .weight = weight,
+                            .out_grad = from,
+                            .x_grad = x_grad,
+                            .weight_grad = {weight_grad},
+                            .bias_grad = {bias_grad},
+                            .workspace = scratch});
+    bench.finish();
+    for (const Tensor* gradient : {&x_grad, &weight_grad, &bias_grad}) {
+      for (int64_t i = 0; i < gradient->numel(); ++i) {
+        EXPECT_EQ((*gradient)[i], std::numeric_limits<double>::infinity()) << i;
+      }
+    }
+  };
+  backward(out_grad);  // finite, with sums beyond 65504
+  Tensor infinite = out_grad.copy();
+  for (int64_t i = 0; i < infinite.numel(); ++i) {
+    infinite.set(i, std::numeric_limits<double>::infinity());
+  }
+  backward(infinite);
 }
 
 TEST(LayerLinear, RefusesViewsThatDoNotFit) {

@@ -1,5 +1,5 @@
 // What the tests of the layers' mathematics share: reference numbers that carry their own error,
-// tensors in either dtype, and a queue to compute on.
+// tensors in every dtype, and a queue to compute on.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -25,7 +25,23 @@
 namespace strata::ops {
 
 // Largest relative error of one rounding.
-inline double unit_roundoff(DType dtype) { return dtype == DType::bf16 ? 0x1p-8 : 0x1p-24; }
+inline double unit_roundoff(DType dtype) {
+  return dtype == DType::bf16 ? 0x1p-8 : dtype == DType::fp16 ? 0x1p-11 : 0x1p-24;
+}
+// Largest error of rounding `value`. fp16's subnormals lie 2^-24 apart; no test comes near those of
+// the others.
+inline double rounding_error(DType dtype, double value) {
+  return std::max(unit_roundoff(dtype) * std::abs(value), dtype == DType::fp16 ? 0x1p-25 : 0);
+}
+
+// 16-bit dtypes, to nearest even.
+inline uint16_t narrowed(DType dtype, double value) {
+  const float single = static_cast<float>(value);
+  return dtype == DType::bf16 ? float_to_bf16_half_even(single) : float_to_fp16(single);
+}
+inline double widened(DType dtype, uint16_t stored) {
+  return dtype == DType::bf16 ? bf16_to_float(stored) : fp16_to_float(stored);
+}
 
 // What exact arithmetic gives, and how far an implementation that computes in fp32 may be from it.
 // Errors of different roundings are independent, so they add as squares do.
@@ -40,11 +56,8 @@ struct Real {
   // As a result of fp32 arithmetic, or as stored in `dtype`; what that holds exactly is not
   // rounded.
   Real rounded(DType dtype = DType::fp32) const {
-    const float narrow = static_cast<float>(value);
-    if (dtype == DType::bf16 && bf16_to_float(float_to_bf16_half_even(narrow)) == value) {
-      return *this;
-    }
-    return {value, std::hypot(error, unit_roundoff(dtype) * std::abs(value))};
+    if (dtype != DType::fp32 && widened(dtype, narrowed(dtype, value)) == value) return *this;
+    return {value, std::hypot(error, rounding_error(dtype, value))};
   }
 };
 
@@ -139,13 +152,15 @@ class Tensor {
 
   double operator[](int64_t i) const {
     if (dtype_ == DType::fp32) return as<float>()[i];
-    if (dtype_ == DType::bf16) return bf16_to_float(as<uint16_t>()[i]);
-    return as<int32_t>()[i];
+    if (dtype_ == DType::int32) return as<int32_t>()[i];
+    return widened(dtype_, as<uint16_t>()[i]);
   }
   void set(int64_t i, double value) {
-    const float narrow = static_cast<float>(value);
-    if (dtype_ == DType::fp32) as<float>()[i] = narrow;
-    if (dtype_ == DType::bf16) as<uint16_t>()[i] = float_to_bf16_half_even(narrow);
+    if (dtype_ == DType::fp32) {
+      as<float>()[i] = static_cast<float>(value);
+    } else {
+      as<uint16_t>()[i] = narrowed(dtype_, value);
+    }
   }
   bool same_bits(const Tensor& other) const {
     return bytes_ == other.bytes_ && std::memcmp(data_.get(), other.data_.get(), bytes_) == 0;
@@ -170,7 +185,7 @@ inline double worst_excess(const Tensor& actual, const Reals& expected, double s
   double worst = 0;
   for (int64_t i = 0; i < actual.numel(); ++i) {
     const Real& want = expected[static_cast<size_t>(i)];
-    const double last = unit_roundoff(actual.dtype()) * std::abs(want.value);
+    const double last = rounding_error(actual.dtype(), want.value);
     const double allowed = 4 * want.error + last + 1e-30;
     const double excess = std::abs(actual[i] * scale - want.value) / allowed;
     worst = std::isnan(excess) ? std::numeric_limits<double>::infinity() : std::max(worst, excess);
@@ -248,6 +263,6 @@ void expect_matches_differences(Tensor& input, const Tensor& gradient, const Ten
   for (int64_t i = 0; i < input.numel(); ++i) input.set(i, start[i]);
 }
 
-inline constexpr DType kLayerDTypes[] = {DType::fp32, DType::bf16};
+inline constexpr DType kLayerDTypes[] = {DType::fp32, DType::bf16, DType::fp16};
 
 }  // namespace strata::ops

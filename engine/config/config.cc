@@ -22,7 +22,7 @@ class Resolver {
     resolve_batch();
     resolve_optimizer();
     resolve_schedule();
-    config_.dtype = draft_.bf16 || draft_.bfloat16 ? DType::bf16 : DType::fp32;
+    resolve_dtype();
     resolve_codecs();
     config_.sub_group_numel =
         std::max<int64_t>(1, draft_.sub_group_size / kGrainNumel) * kGrainNumel;
@@ -107,6 +107,14 @@ class Resolver {
           "\"optimizer.params.lr\": give that as a number");
     }
     warmup.max_lr = config_.optimizer.lr;
+  }
+
+  void resolve_dtype() {
+    const bool bf16 = draft_.bf16 || draft_.bfloat16;
+    if (bf16 && draft_.fp16) {
+      fail("\"fp16.enabled\" and \"bf16.enabled\" are both true: switch one of them off");
+    }
+    config_.dtype = bf16 ? DType::bf16 : draft_.fp16 ? DType::fp16 : DType::fp32;
   }
 
   static TierFractions whole(OffloadDevice device, double ratio) {

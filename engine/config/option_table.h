@@ -20,7 +20,7 @@ struct ConfigDraft {
   Config config;  // fields that need no second look land here directly
 
   std::optional<int64_t> train_batch, micro_batch, accumulation_steps;
-  bool bf16 = false, bfloat16 = false;
+  bool bf16 = false, bfloat16 = false, fp16 = false;
 
   std::optional<OptimizerKind> optimizer_type;
   bool optimizer_given = false;

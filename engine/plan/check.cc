@@ -11,6 +11,7 @@ namespace strata::engine {
 namespace {
 
 constexpr int64_t kMaxAccumulationSteps = 1 << 16;  // a step's program is unrolled over them
+constexpr double kMaxLossScale = 1e38;              // layers take it as a float
 
 void check_fractions(std::string_view kind, const TierFractions& fractions) {
   const double sum = fractions.device + fractions.host + fractions.nvme;
@@ -21,6 +22,18 @@ void check_fractions(std::string_view kind, const TierFractions& fractions) {
         fmt::format("the fractions of {} in device, host and nvme must add up to 1; "
                     "they are {}, {} and {}",
                     kind, fractions.device, fractions.host, fractions.nvme));
+  }
+}
+
+void check_loss_scale(const LossScaleConfig& scale) {
+  const bool valid = scale.constant >= 0 && scale.constant <= kMaxLossScale &&
+                     scale.initial_power >= 0 &&
+                     std::ldexp(1.0, scale.initial_power) <= kMaxLossScale && scale.window >= 1 &&
+                     scale.hysteresis >= 1 && scale.min_scale >= 1;
+  if (!valid) {
+    throw ConfigError(
+        "loss_scale: a constant is at most 1e38 and 0 for none, the initial power is 0 to 126, and "
+        "window, hysteresis and min_scale are 1 or more");
   }
 }
 
@@ -48,14 +61,14 @@ void check_config(const PlanInput& input) {
   if (config.staging_buffers < 1 || config.slots < 1 || config.slots > 2) {
     throw ConfigError("staging_buffers must be at least 1, and slots 1 or 2");
   }
-  if (config.dtype != DType::fp32 && config.dtype != DType::bf16) {
-    throw ConfigError(
-        fmt::format("{} is not there yet: train in bf16 or fp32", name(config.dtype)));
+  if (config.dtype == DType::int32) {
+    throw ConfigError("int32 is for tokens: train in fp32, bf16 or fp16");
   }
   if (config.master_codec == Codec::split16 && config.dtype != DType::bf16) {
     throw ConfigError(
         fmt::format("split16 masters need bf16 parameters, and these are {}", name(config.dtype)));
   }
+  check_loss_scale(config.loss_scale);
   check_fractions("param", config.param);
   if (config.param.nvme > 0) {
     throw ConfigError("parameters on nvme are not there yet: place them on device and host");

@@ -35,6 +35,7 @@ Runtime::Runtime(Model model, const Config& config, const World& world,
       stop_(options.stop),
       log_(options.log != nullptr ? *options.log : silent_),
       recorder_(options.keep_trace ? kTraceEvents : 0),
+      loss_scaler_(config),
       of_ranks_(kStepDoubles * static_cast<size_t>(world.size)) {
   const int compute_threads = thread_count(config_.compute_threads, world_);
   device_ = make_device(config_, disturbance, recorder_, log_);
@@ -247,7 +248,7 @@ void Runtime::forward(const Action& action, bool training) {
   const TensorView output = action.recompute ? TensorView{} : boundary(action.unit);
   const LayerForward context{layer_context(action, params), output,
                              losses_.as<double>() + action.micro_batch, training,
-                             /*loss_scale=*/1.0f};
+                             static_cast<float>(loss_scaler_.scale())};
   passes_->begin();
   model_.layers[static_cast<size_t>(action.unit)]->forward(context);
   passes_->end({StateKind::activation, action.unit, action.recompute ? "recompute" : "forward"});
@@ -449,12 +450,16 @@ LinkBytes Runtime::planned(const StepResult& result) const {
 
 // Norm, clip factor, overflow decision; then every sub-group; then commit.
 void Runtime::update(StepResult& result, double sum_of_squares) {
-  // Local gradients are means over a rank's micro-batch; the step's is the mean over all of them.
-  const double mean_scale = 1.0 / static_cast<double>(config_.accumulation_steps * world_.size);
+  // Local gradients are means over a rank's micro-batch, times the loss scale; the step's is the
+  // mean over all of them.
+  result.loss_scale = loss_scaler_.scale();
+  const double mean_scale =
+      1.0 / (result.loss_scale * static_cast<double>(config_.accumulation_steps * world_.size));
   result.grad_norm = std::sqrt(sum_of_squares) * mean_scale;
   result.step = step_ + 1;
   result.lr = learning_rate(config_, step_ + 1);
   result.skipped = !std::isfinite(sum_of_squares);
+  loss_scaler_.update(result.skipped);
   if (result.skipped) return;
 
   double scale = mean_scale;
@@ -487,9 +492,9 @@ std::vector<std::string> Runtime::description() const {
                               thread_count(config_.optimizer_threads, world_), ops::active_isa()));
   if (world_.size > 1) lines.push_back(comm_->description());
   if (layer_ops_->product_dtype(config_.dtype) != config_.dtype) {
-    lines.push_back(
-        fmt::format("this CPU has no {0} instructions: {0} products are computed in {1}",
-                    name(config_.dtype), name(layer_ops_->product_dtype(config_.dtype))));
+    lines.push_back(fmt::format("{} products are computed in {} on this device",
+                                name(config_.dtype),
+                                name(layer_ops_->product_dtype(config_.dtype))));
   }
   if (store_ != nullptr) {
     lines.push_back(fmt::format("nvme: {} ({}, {}), {} sub-groups, {} slot{}", pump_->engine_name(),

@@ -18,6 +18,7 @@
 #include "engine/comm/communicator.h"
 #include "engine/plan/planner.h"
 #include "engine/runtime/gradient_lander.h"
+#include "engine/runtime/loss_scaler.h"
 #include "engine/runtime/parameter_window.h"
 #include "engine/runtime/parts.h"
 #include "engine/runtime/state_access.h"
@@ -59,7 +60,7 @@ class Runtime {
   void settle();
   // Between steps, settled.
   StateAccess& state();
-  std::string digest() { return state().digest(step_, /*loss_scale=*/1.0); }
+  std::string digest() { return state().digest(step_, loss_scaler_.scale()); }
   int64_t step() const { return step_; }
   int rank() const { return world_.rank; }
   const Plan& plan() const { return *plan_; }
@@ -149,6 +150,7 @@ class Runtime {
   std::unique_ptr<Updater> updater_;
 
   std::vector<Action> postponed_;  // gathers whose parameters are not updated yet
+  LossScaler loss_scaler_;
   int64_t step_ = 0;
   std::vector<double> of_ranks_;  // what an exchange brings
   Marks marks_;

@@ -45,6 +45,18 @@ struct WarmupConfig {
   bool logarithmic = true;  // false: linear
 };
 
+// The scale of fp16's gradients, by DeepSpeed's rules (engine/runtime/loss_scaler.h).
+struct LossScaleConfig {
+  double constant = 0;                  // 0: it follows overflows, as the rest says
+  int initial_power = 16;               // starts at 2^initial_power
+  int64_t window = 1000;                // steps without overflow before it doubles
+  int64_t hysteresis = 2;               // overflows before it halves
+  bool consecutive_hysteresis = false;  // a step without overflow starts their count again
+  int64_t min_scale = 1;
+
+  bool dynamic() const { return constant == 0; }
+};
+
 enum class DeviceChoice : uint8_t { automatic, host, cuda };
 enum class IoChoice : uint8_t { automatic, io_uring, threads };
 enum class DirectChoice : uint8_t { automatic, required, off };
@@ -60,7 +72,8 @@ struct Config {
   int64_t micro_batch = 1;
   int64_t accumulation_steps = 1;
 
-  DType dtype = DType::fp32;     // of parameters, activations and local gradients: fp32 or bf16
+  DType dtype = DType::fp32;     // of parameters, activations and local gradients: any float
+  LossScaleConfig loss_scale;    // with fp16 alone
   double gradient_clipping = 0;  // 0: off
   OptimizerConfig optimizer;
   WarmupConfig warmup;

@@ -31,9 +31,9 @@ struct StepResult {
   double loss = 0;       // mean of the micro-batches' mean losses
   double grad_norm = 0;  // global, before clipping
   double lr = 0;
-  double loss_scale = 1;
-  bool skipped = false;  // a gradient was not finite: the state is as before
-  int stop = 0;          // the largest Options::stop of all ranks: not 0, all should end here
+  double loss_scale = 1;  // of this step's gradients
+  bool skipped = false;   // a gradient was not finite: the state is as before
+  int stop = 0;           // the largest Options::stop of all ranks: not 0, all should end here
   int64_t tokens = 0;
 
   double seconds = 0;
@@ -97,8 +97,8 @@ class Engine {
   std::string digest();
 
   // Copies one parameter's state, as fp32, whatever tier holds it. `kind` is param, master,
-  // exp_avg, exp_avg_sq, or grad (as accumulated in the last step, before scaling). Throws
-  // ConfigError for a name the model lacks, or a kind that this parameter does not have.
+  // exp_avg, exp_avg_sq, or grad (as accumulated in the last step: a sum, times its loss scale).
+  // Throws ConfigError for a name the model lacks, or a kind that this parameter does not have.
   std::vector<float> read_parameter(std::string_view name, StateKind kind);
   // Sets a parameter: master and 16-bit copy from `values`, moments to zero. Ranks give the same.
   void write_parameter(std::string_view name, std::span<const float> values);

@@ -128,7 +128,14 @@ TEST_F(BudgetTest, ImpossibleSettingsAreRefused) {
       [](Config& c) {
         c.param = {0, 0, 1};
       },
-      [](Config& c) { c.dtype = DType::fp16; },
+      [](Config& c) { c.dtype = DType::int32; },
+      [](Config& c) { c.loss_scale.constant = -1; },
+      [](Config& c) { c.loss_scale.constant = 1e39; },
+      [](Config& c) { c.loss_scale.initial_power = -1; },
+      [](Config& c) { c.loss_scale.initial_power = 127; },
+      [](Config& c) { c.loss_scale.window = 0; },
+      [](Config& c) { c.loss_scale.hysteresis = 0; },
+      [](Config& c) { c.loss_scale.min_scale = 0; },
       [](Config& c) { c.nvme_paths = {"/no/such/directory"}; },
       [](Config& c) { c.nvme_paths.clear(); },
       [](Config& c) {

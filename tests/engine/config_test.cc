@@ -95,9 +95,13 @@ INSTANTIATE_TEST_SUITE_P(
                 "ds.json: \"gradient_clipping\" is \"auto\", which only Hugging Face's Trainer can "
                 "fill in: write a number of at least 0 instead (the Trainer's own default is "
                 "1.0)"},
-        Refusal{"AutoOfARefusedKey", with_batch(R"("fp16": {"enabled": "auto"})"),
+        Refusal{"AutoWithADefaultOfTheTrainers", with_batch(R"("fp16": {"enabled": "auto"})"),
                 "ds.json: \"fp16.enabled\" is \"auto\", which only Hugging Face's Trainer can fill "
-                "in: write false instead"}),
+                "in: write true or false instead (the Trainer's own default is false)"},
+        Refusal{"AutoOfARefusedKey",
+                with_batch(R"("fp16": {"fp16_master_weights_and_grads": "auto"})"),
+                "ds.json: \"fp16.fp16_master_weights_and_grads\" is \"auto\", which only Hugging "
+                "Face's Trainer can fill in: write false instead"}),
     case_name);
 
 INSTANTIATE_TEST_SUITE_P(
@@ -161,10 +165,26 @@ INSTANTIATE_TEST_SUITE_P(
                                             "params": {"warmup_type": "cubic"}})"),
                 "ds.json: \"scheduler.params.warmup_type\" must be \"log\" or \"linear\", found "
                 "\"cubic\""},
+        Refusal{"Fp16AndBf16",
+                with_batch(R"("fp16": {"enabled": true}, "bf16": {"enabled": true})"),
+                "ds.json: \"fp16.enabled\" and \"bf16.enabled\" are both true: switch one of them "
+                "off"},
         Refusal{
-            "Fp16", with_batch(R"("fp16": {"loss_scale": 0, "enabled": true})"),
-            "ds.json: \"fp16.enabled\" cannot be honoured: fp16 is not there yet; use \"bf16\": "
-            "{\"enabled\": true}"},
+            "Fp16Masters", with_batch(R"("fp16": {"fp16_master_weights_and_grads": true})"),
+            "ds.json: \"fp16.fp16_master_weights_and_grads\" cannot be honoured: master weights "
+            "are fp32; write false or remove it"},
+        Refusal{"NegativeLossScale", with_batch(R"("fp16": {"loss_scale": -1})"),
+                "ds.json: \"fp16.loss_scale\" must be a number of at least 0 and at most "
+                "1e+38, found -1"},
+        Refusal{
+            "WindowOfZero", with_batch(R"("fp16": {"loss_scale_window": 0})"),
+            "ds.json: \"fp16.loss_scale_window\" must be an integer from 1 to 1000000000, found "
+            "0"},
+        Refusal{"HysteresisOfZero", with_batch(R"("fp16": {"hysteresis": 0})"),
+                "ds.json: \"fp16.hysteresis\" must be an integer from 1 to 1000000000, found 0"},
+        Refusal{"MinLossScaleOfZero", with_batch(R"("fp16": {"min_loss_scale": 0})"),
+                "ds.json: \"fp16.min_loss_scale\" must be an integer from 1 to 1000000000, found "
+                "0"},
         Refusal{"Accumulation", with_batch(R"("data_types": {"grad_accum_dtype": "bf16"})"),
                 "ds.json: \"data_types.grad_accum_dtype\" cannot be honoured: gradients are always "
                 "accumulated in fp32; write \"fp32\""}),
@@ -345,6 +365,28 @@ TEST(Config, DeepSpeedsOdditiesAreFollowed) {
   EXPECT_EQ(config.warmup.max_lr, 1e-3);
 }
 
+TEST(Config, Fp16IsTakenWithItsLossScale) {
+  const LossScaleConfig by_default = parse(with_batch(R"("fp16": {"enabled": true})")).loss_scale;
+  EXPECT_TRUE(by_default.dynamic());
+  EXPECT_EQ(by_default.initial_power, 16);
+  EXPECT_EQ(by_default.window, 1000);
+  EXPECT_EQ(by_default.hysteresis, 2);
+  EXPECT_FALSE(by_default.consecutive_hysteresis);
+  EXPECT_EQ(by_default.min_scale, 1);
+
+  const Config config = parse(with_batch(R"("bf16": {"enabled": false}, "fp16": {
+      "enabled": true, "loss_scale": 0.5, "initial_scale_power": 7, "loss_scale_window": 50,
+      "hysteresis": 3, "consecutive_hysteresis": true, "min_loss_scale": 4})"));
+  EXPECT_EQ(config.dtype, DType::fp16);
+  EXPECT_FALSE(config.loss_scale.dynamic());
+  EXPECT_EQ(config.loss_scale.constant, 0.5);
+  EXPECT_EQ(config.loss_scale.initial_power, 7);
+  EXPECT_EQ(config.loss_scale.window, 50);
+  EXPECT_EQ(config.loss_scale.hysteresis, 3);
+  EXPECT_TRUE(config.loss_scale.consecutive_hysteresis);
+  EXPECT_EQ(config.loss_scale.min_scale, 4);
+}
+
 TEST(Config, AutoWarmupTakesTheOptimizersLearningRate) {
   const Config config = parse(with_batch(R"(
     "scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": "auto", "warmup_max_lr": "auto",
@@ -434,11 +476,11 @@ TEST(Config, StratasOwnKeysLand) {
 TEST(Config, KeysWithoutEffectAreListedInTheTextsOrder) {
   const Config config = parse(R"({"wall_clock_breakdown": true, "train_batch_size": 1,
     "zero_optimization": {"stage3_prefetch_bucket_size": "auto", "overlap_comm": true},
-    "fp16": {"enabled": false, "loss_scale": 0}, "tensorboard": {"enabled": true},
+    "fp16": {"enabled": false, "auto_cast": false}, "tensorboard": {"enabled": true},
     "autotuning": {"enabled": false, "fast": true}})");
   EXPECT_THAT(config.no_effect_keys,
               ElementsAre("wall_clock_breakdown", "zero_optimization.stage3_prefetch_bucket_size",
-                          "zero_optimization.overlap_comm", "fp16.loss_scale", "tensorboard"));
+                          "zero_optimization.overlap_comm", "fp16.auto_cast", "tensorboard"));
 }
 
 std::string contents(const std::string& path) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <limits>
 #include <stdexcept>
 #include <utility>
 
@@ -36,6 +37,7 @@ std::string name(const Plant& plant) {
   std::string text{plant.output};
   if (plant.call != Plant::kEveryCall) text += ", call " + std::to_string(plant.call);
   if (plant.kind == Plant::Kind::bias_dropped) text += ", without bias";
+  if (plant.kind == Plant::Kind::infinite) text += ", infinite";
   return text;
 }
 
@@ -113,8 +115,10 @@ class PlantedOps final : public ops::LayerOps {
     // Before the gradient takes their place.
     queue().run([this, logits = op.logits] { probe_.logits_ = widened(logits); });
     run({{"cross_entropy.logits_grad", op.logits_grad}}, [&] { inner_->cross_entropy(op); });
-    if (strikes("cross_entropy.loss", probe_.calls_, Plant::Kind::scaled)) {
-      queue().run([loss = op.loss] { *loss *= 1 + kPlantedError; });
+    if (strikes("cross_entropy.loss")) {
+      const double factor =
+          plants_infinity() ? std::numeric_limits<double>::infinity() : 1 + kPlantedError;
+      queue().run([loss = op.loss, factor] { *loss *= factor; });
     }
   }
   size_t cross_entropy_workspace_bytes(int64_t rows) const override {
@@ -123,39 +127,43 @@ class PlantedOps final : public ops::LayerOps {
   DType product_dtype(DType dtype) const override { return inner_->product_dtype(dtype); }
 
  private:
-  // Counts this computation of `output`, and says whether the planted error is of that kind and
-  // here.
-  bool strikes(std::string_view output, std::map<std::string_view, int>& counts, Plant::Kind kind) {
-    const int call = counts[output]++;
+  // Counts this computation of `output`, and says whether the error is planted here. Computations
+  // with a bias have a count of their own, for errors of the bias.
+  bool strikes(std::string_view output, bool of_bias = false) {
+    const int call = (of_bias ? probe_.biased_calls_ : probe_.calls_)[output]++;
     const auto& plant = probe_.plant_;
-    return plant && plant->kind == kind && plant->output == output &&
-           (plant->call == Plant::kEveryCall || plant->call == call);
+    return plant && (plant->kind == Plant::Kind::bias_dropped) == of_bias &&
+           plant->output == output && (plant->call == Plant::kEveryCall || plant->call == call);
   }
+  bool plants_infinity() const { return probe_.plant_->kind == Plant::Kind::infinite; }
 
   template <typename Call>
   void run(std::initializer_list<Output> outputs, const Call& call) {
-    std::vector<std::pair<Output, std::shared_ptr<std::vector<float>>>> scaled;
+    std::vector<std::pair<Output, std::shared_ptr<std::vector<float>>>> spoiled;
     for (const Output& output : outputs) {
-      if (!output.view || !strikes(output.name, probe_.calls_, Plant::Kind::scaled)) continue;
+      if (!output.view || !strikes(output.name)) continue;
       auto base = std::make_shared<std::vector<float>>(static_cast<size_t>(output.view.numel()));
       if (output.base) {
         queue().run([base, from = output.base] { *base = widened(from); });
       }
-      scaled.emplace_back(output, std::move(base));
+      spoiled.emplace_back(output, std::move(base));
     }
     call();
-    for (const auto& [output, base] : scaled) scale(output.view, base);
+    for (const auto& [output, base] : spoiled) spoil(output.view, base);
     for (const Output& output : outputs) {
-      if (!output.bias) continue;
-      if (strikes(output.name, probe_.biased_calls_, Plant::Kind::bias_dropped)) drop_bias(output);
+      if (output.bias && strikes(output.name, /*of_bias=*/true)) drop_bias(output);
     }
   }
 
-  void scale(const TensorView& view, const std::shared_ptr<std::vector<float>>& base) {
-    queue().run([view, base] {
+  void spoil(const TensorView& view, const std::shared_ptr<std::vector<float>>& base) {
+    queue().run([view, base, infinite = plants_infinity()] {
       std::vector<float> values = widened(view);
-      for (size_t i = 0; i < values.size(); ++i) {
-        values[i] += static_cast<float>(kPlantedError) * (values[i] - (*base)[i]);
+      if (infinite) {
+        values[0] = std::numeric_limits<float>::infinity();
+      } else {
+        for (size_t i = 0; i < values.size(); ++i) {
+          values[i] += static_cast<float>(kPlantedError) * (values[i] - (*base)[i]);
+        }
       }
       ops::cast(view.data, view.dtype, values.data(), DType::fp32, view.numel());
     });

@@ -40,9 +40,9 @@ inline constexpr std::array kOpOutputs = std::to_array<std::string_view>({
 });
 
 // One error: the output's own part (without what it is added to) times 1 + kPlantedError, or
-// without the bias.
+// without the bias, or its first element infinite.
 struct Plant {
-  enum class Kind : uint8_t { scaled, bias_dropped };
+  enum class Kind : uint8_t { scaled, bias_dropped, infinite };
   static constexpr int kEveryCall = -1;
 
   std::string_view output;  // of kOpOutputs

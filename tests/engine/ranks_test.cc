@@ -257,6 +257,7 @@ TEST_F(FailingRanks, AreRefusedAtStartWhenTheyDisagree) {
   using Options = Engine::Options;
   const std::vector<Difference> differences = {
       {"lr", [](Gpt2&, Config& c, Options&) { c.optimizer.lr = 0.5; }},
+      {"loss_scale", [](Gpt2&, Config& c, Options&) { c.loss_scale.window = 5; }},
       {"seed", [](Gpt2&, Config& c, Options&) { c.seed = 8; }},
       {"n_head", [](Gpt2& g, Config&, Options&) { g.n_head = 2; }},
       {"epsilon", [](Gpt2& g, Config&, Options&) { g.layer_norm_epsilon = 1e-6f; }},

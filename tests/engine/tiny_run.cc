@@ -88,13 +88,15 @@ RunOutcome run_tiny(const Config& config, int steps, const engine::Disturbance& 
         tiny_batches(config.accumulation_steps * world.size, static_cast<uint64_t>(step) + 100);
     const auto own = of_rank(views(batches), world);
     const StepResult result = engine.train_step(own);
-    EXPECT_FALSE(result.skipped);
-    EXPECT_EQ(result.moved, plan.step_traffic) << "step " << step;
+    EXPECT_TRUE(!result.skipped || config.dtype == DType::fp16);
+    EXPECT_TRUE(result.skipped || result.moved == plan.step_traffic) << "step " << step;
     for (size_t tier = 0; tier < kTierCount; ++tier) {
       EXPECT_LE(result.peak[tier], plan.needed_bytes[tier]) << name(kTiers[tier]);
       EXPECT_LE(plan.needed_bytes[tier], plan.budget_bytes[tier]) << name(kTiers[tier]);
     }
     outcome.losses.push_back(result.loss);
+    outcome.loss_scales.push_back(result.loss_scale);
+    outcome.skipped_steps += result.skipped ? 1 : 0;
   }
   outcome.digest = engine.digest();
   return outcome;

@@ -42,10 +42,13 @@ std::vector<Batch> of_rank(const std::vector<Batch>& batches, const World& world
 struct RunOutcome {
   std::string digest;
   std::vector<double> losses;
+  std::vector<double> loss_scales;
+  int skipped_steps = 0;
 };
 
 // Trains `steps` steps and checks, in every step, that the bytes moved are the plan's, and that
-// peaks are at most the plan and the plan at most the budgets. Ranks take turns at micro-batches.
+// peaks are at most the plan and the plan at most the budgets. Steps are skipped in fp16 alone,
+// and move what they please. Ranks take turns at micro-batches.
 RunOutcome run_tiny(const Config& config, int steps, const engine::Disturbance& disturbance = {},
                     const World& world = {});
 

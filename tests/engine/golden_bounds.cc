@@ -10,6 +10,12 @@ namespace {
 
 constexpr double kFp32Roundoff = 0x1p-24;
 constexpr double kBf16Roundoff = 0x1p-8;
+constexpr double kFp16Roundoff = 0x1p-11;
+
+double unit_roundoff(DType dtype) {
+  if (dtype == DType::bf16) return kBf16Roundoff;
+  return dtype == DType::fp16 ? kFp16Roundoff : kFp32Roundoff;
+}
 
 // Ops on the way through each kind of unit.
 constexpr double kEmbeddingOps = 1;
@@ -74,7 +80,7 @@ double largest_error(const std::vector<double>& values, const std::vector<double
 }
 
 Rounding::Rounding(DType dtype, const Quantities& truth) {
-  const double roundoff = dtype == DType::fp32 ? kFp32Roundoff : kBf16Roundoff;
+  const double roundoff = unit_roundoff(dtype);
   per_op_ = std::sqrt((roundoff * roundoff + longest_sum() * kFp32Roundoff * kFp32Roundoff) / 3);
   const auto rows = static_cast<double>(golden_inputs().batches.front().shape.tokens());
   loss_sigma_ = sigma("logits") * largest_magnitude(truth.at("logits")) * std::sqrt(2 / rows) /

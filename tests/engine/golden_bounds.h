@@ -4,7 +4,8 @@
 // result to the dtype. A rounding is uniform within the unit roundoff u, so its deviation is
 // u / sqrt(3); independent ones add in squares. Hence, as a share of the tensor's largest element,
 //
-//     sigma(depth) = sqrt(depth / 3 * (u^2 + n * u32^2)),    u32 = 2^-24, u = u32 or 2^-8 in bf16,
+//     sigma(depth) = sqrt(depth / 3 * (u^2 + n * u32^2)),    u32 = 2^-24, u = u32, 2^-8 in bf16,
+//     2^-11 in fp16,
 //
 // and no element may be off by more than kSigmas of it, which a few thousand normal deviates do not
 // reach in practice.
@@ -72,8 +73,8 @@ std::vector<Deviation> training_deviations(const std::function<StepResult(size_t
 // Prints "name: error / bound = ratio".
 void print(const Deviation& deviation);
 
-// How errors show in bf16, where 1 % is about an element's own rounding. Batches are stacked, each
-// tensor over its norm: E, a run's error against truth, and D, the deviation from truth that a
+// How errors show in 16 bits, where 1 % is about what roundings add up to. Batches are stacked,
+// each tensor over its norm: E, a run's error against truth, and D, the deviation from truth that a
 // planted error causes in fp32. The projection E.D / D.D is near 1 with the error and near 0
 // without.
 //

@@ -39,6 +39,7 @@ class GoldenRanks : public testing::TestWithParam<std::tuple<Division, DType>> {
     config.micro_batch = division_.rows;
     config.accumulation_steps = division_.steps;
     config.dtype = dtype_;
+    config.loss_scale.constant = kGoldenLossScale;
     config.gradient_clipping = golden_inputs().max_grad_norm;
     config.optimizer = golden_inputs().optimizer;
     config.optimizer.lr = lr;
@@ -68,7 +69,7 @@ INSTANTIATE_TEST_SUITE_P(Divisions, GoldenRanks,
                          testing::Combine(testing::Values(Division{1, 12, 1}, Division{1, 3, 4},
                                                           Division{2, 3, 2}, Division{2, 6, 1},
                                                           Division{3, 2, 2}, Division{4, 3, 1}),
-                                          testing::Values(DType::fp32, DType::bf16)));
+                                          testing::Values(DType::fp32, DType::bf16, DType::fp16)));
 
 TEST_P(GoldenRanks, GradientsOfAGlobalBatchMatch) {
   Quantities expected;
@@ -78,9 +79,10 @@ TEST_P(GoldenRanks, GradientsOfAGlobalBatchMatch) {
   const Rounding rounding(dtype_, golden_truth(golden_results(dtype_)));
   const auto failures = failures_of_ranks(division_.ranks, [&](const World& world) {
     Engine engine = make(world, /*lr=*/0);
-    engine.train_step(divide(batches_[0], world));
+    const StepResult result = engine.train_step(divide(batches_[0], world));
     // Gradients are sums over micro-batches and ranks before the step scales them.
-    const double scale = 1.0 / static_cast<double>(division_.steps * world.size);
+    const double scale =
+        1.0 / (result.loss_scale * static_cast<double>(division_.steps * world.size));
     Quantities measured;
     for (const std::string& parameter : golden_inputs().parameters) {
       for (const float g : engine.read_parameter(parameter, StateKind::grad)) {

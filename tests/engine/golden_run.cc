@@ -1,9 +1,9 @@
 #include "tests/engine/golden_run.h"
 
-#include <algorithm>
+#include <cstddef>
 #include <utility>
 
-#include "kernels/ops/numeric.h"
+#include "kernels/ops/optimizer_ops.h"
 #include "tests/engine/tiny_run.h"
 
 namespace strata::testing_support {
@@ -70,21 +70,20 @@ Quantities golden_truth(const SafetensorsFixture& results) {
   return truth;
 }
 
-void write_golden_weights(Engine& engine, bool round_to_bf16) {
+void write_golden_weights(Engine& engine, DType round_to) {
   for (const std::string& parameter : golden_inputs().parameters) {
     const std::vector<double> stored = golden_inputs().file.values("weight." + parameter);
     std::vector<float> weights(stored.begin(), stored.end());
-    if (round_to_bf16) {
-      std::transform(weights.begin(), weights.end(), weights.begin(), [](float weight) {
-        return ops::bf16_to_float(ops::float_to_bf16_half_away(weight));
-      });
-    }
+    const auto numel = static_cast<int64_t>(weights.size());
+    std::vector<std::byte> rounded(weights.size() * size_bytes(round_to));
+    ops::cast(rounded.data(), round_to, weights.data(), DType::fp32, numel);
+    ops::cast(weights.data(), DType::fp32, rounded.data(), round_to, numel);
     engine.write_parameter(parameter, weights);
   }
 }
 
 GoldenRun::GoldenRun(const Options& options) : engine_(make_engine(options)) {
-  write_golden_weights(engine_, options.round_weights);
+  write_golden_weights(engine_, options.round_weights_to);
 }
 
 Engine GoldenRun::make_engine(const Options& options) {
@@ -93,6 +92,7 @@ Engine GoldenRun::make_engine(const Options& options) {
   config.micro_batch = inputs.batches.front().shape.batch;
   config.accumulation_steps = 1;
   config.dtype = options.dtype;
+  config.loss_scale.constant = kGoldenLossScale;
   config.gradient_clipping = inputs.max_grad_norm;
   config.optimizer = options.optimizer;
   config.compute_threads = config.optimizer_threads = 1;  // tiny: handing work out costs more
@@ -113,11 +113,13 @@ StepResult GoldenRun::step(size_t batch, const std::optional<Plant>& plant) {
 
 Quantities GoldenRun::measure(size_t batch, const std::optional<Plant>& plant) {
   Quantities measured;
-  measured["loss"] = {step(batch, plant).loss};
+  const StepResult result = step(batch, plant);
+  measured["loss"] = {result.loss};
   measured["logits"] = {probe_->logits().begin(), probe_->logits().end()};
   for (const std::string& parameter : golden_inputs().parameters) {
-    const std::vector<float> grad = engine_.read_parameter(parameter, StateKind::grad);
-    measured["grad." + parameter] = {grad.begin(), grad.end()};
+    for (const float scaled : engine_.read_parameter(parameter, StateKind::grad)) {
+      measured["grad." + parameter].push_back(scaled / result.loss_scale);
+    }
   }
   return measured;
 }

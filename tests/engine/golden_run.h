@@ -31,22 +31,25 @@ struct GoldenInputs {
 };
 const GoldenInputs& golden_inputs();
 
-// gpt2_fp32 or gpt2_bf16.
+// gpt2_fp32, gpt2_bf16 or gpt2_fp16.
 SafetensorsFixture golden_results(DType dtype);
 SafetensorsFixture golden_file(const std::string& name);
 // A fixture's (steps, B, T) tokens and targets.
 std::vector<OwnedBatch> read_batches(const SafetensorsFixture& file);
-// Gives an engine PyTorch's weights, rounded to bf16, half away from zero, if asked.
-void write_golden_weights(Engine& engine, bool round_to_bf16 = false);
+// Gives an engine PyTorch's weights, rounded as parameters of that dtype are.
+void write_golden_weights(Engine& engine, DType round_to = DType::fp32);
 // The results of batch 0 by fp64 arithmetic.
 Quantities golden_truth(const SafetensorsFixture& results);
+
+// In fp16: every gradient of these batches fits, and the smallest that matter are normal numbers.
+inline constexpr double kGoldenLossScale = 1024;
 
 // One engine that holds PyTorch's weights.
 class GoldenRun {
  public:
   struct Options {
     DType dtype = DType::fp32;
-    bool round_weights = false;  // to bf16, half away from zero
+    DType round_weights_to = DType::fp32;
     // What the optimizer does; by default the weights stay as they are.
     OptimizerConfig optimizer = {.lr = 0};
   };

@@ -23,7 +23,7 @@ class Golden : public testing::TestWithParam<DType> {
   const Rounding rounding_{dtype_, truth_};
 };
 
-INSTANTIATE_TEST_SUITE_P(DTypes, Golden, testing::Values(DType::fp32, DType::bf16),
+INSTANTIATE_TEST_SUITE_P(DTypes, Golden, testing::Values(DType::fp32, DType::bf16, DType::fp16),
                          [](const auto& param_info) {
                            return std::string(name(param_info.param));
                          });
@@ -130,43 +130,48 @@ TEST(GoldenPlants, LeaveTheBoundsInFp32) {
 }
 
 // Truth for more batches than the fixture has is what fp32 computes from the rounded weights, a
-// thousandth of bf16's error away from fp64.
-class GoldenProjection : public testing::Test {
+// thousandth of a 16-bit dtype's error away from fp64.
+class GoldenProjection : public testing::TestWithParam<DType> {
  protected:
   GoldenProjection() {
     for (size_t batch = 0; batch < golden_inputs().batches.size(); ++batch) {
       truth_.push_back(fp32_.measure(batch));
-      clean_.push_back(bf16_.measure(batch));
+      clean_.push_back(narrow_.measure(batch));
     }
   }
 
   Projection project(const Plant& plant) {
     Projection projection;
     for (size_t batch = 0; batch < truth_.size(); ++batch) {
-      projection.add(
-          {truth_[batch], fp32_.measure(batch, plant), clean_[batch], bf16_.measure(batch, plant)},
-          rounding_);
+      projection.add({truth_[batch], fp32_.measure(batch, plant), clean_[batch],
+                      narrow_.measure(batch, plant)},
+                     rounding_);
     }
     return projection;
   }
 
-  const Quantities fixture_ = golden_truth(golden_results(DType::bf16));
-  const Rounding rounding_{DType::bf16, fixture_};
-  GoldenRun fp32_{{.dtype = DType::fp32, .round_weights = true}};
-  GoldenRun bf16_{{.dtype = DType::bf16}};
+  const Quantities fixture_ = golden_truth(golden_results(GetParam()));
+  const Rounding rounding_{GetParam(), fixture_};
+  GoldenRun fp32_{{.dtype = DType::fp32, .round_weights_to = GetParam()}};
+  GoldenRun narrow_{{.dtype = GetParam()}};
   std::vector<Quantities> truth_, clean_;
 };
 
-TEST_F(GoldenProjection, TruthByFp32IsThatOfFp64) {
+INSTANTIATE_TEST_SUITE_P(DTypes, GoldenProjection, testing::Values(DType::bf16, DType::fp16),
+                         [](const auto& param_info) {
+                           return std::string(name(param_info.param));
+                         });
+
+TEST_P(GoldenProjection, TruthByFp32IsThatOfFp64) {
   const Rounding rounding(DType::fp32, fixture_);
   const Deviation farthest = worst(deviations(truth_.front(), fixture_, rounding));
   print(farthest);
   EXPECT_LT(farthest.error, farthest.bound);
 }
 
-// A plant is itself rounded to bf16, where 1 % is one to three units in the last place: it comes
-// out a little smaller than planted.
-TEST_F(GoldenProjection, TellsAPlantedErrorFromRoundingInBf16) {
+// A plant is itself rounded, and to bf16, where 1 % is one to three units in the last place, it
+// comes out a little smaller than planted.
+TEST_P(GoldenProjection, TellsAPlantedErrorFromRounding) {
   constexpr double kThreshold = 0.5;
   std::printf("projection of the error, clean within %g sigma and planted:\n", kSigmas);
   for (const Plant& plant : plants()) {

@@ -59,6 +59,7 @@ std::vector<double> SafetensorsFixture::values(const std::string& name) const {
   if (dtype == "F64") return widened<double>(bytes, length, exactly);
   if (dtype == "F32") return widened<float>(bytes, length, exactly);
   if (dtype == "I32") return widened<int32_t>(bytes, length, exactly);
+  if (dtype == "F16") return widened<uint16_t>(bytes, length, ops::fp16_to_float);
   if (dtype == "BF16") return widened<uint16_t>(bytes, length, ops::bf16_to_float);
   throw std::runtime_error(path_ + ": '" + name + "' is of dtype " + dtype);
 }

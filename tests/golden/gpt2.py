@@ -33,6 +33,7 @@ RANKS_STEPS = 6
 ADAMW = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8}
 WEIGHT_DECAY = 0.1
 MAX_GRAD_NORM = 1.0
+FP16_LOSS_SCALE = 1024  # every gradient here fits, and the smallest that matter are normal numbers
 SEED = 20
 RANKS_SEED = 21
 
@@ -109,12 +110,13 @@ def forward(params, tokens):
     return F.linear(layer_norm(x, "transformer.ln_f"), token_table)
 
 
-def loss_and_gradients(params, tokens, targets):
+def loss_and_gradients(params, tokens, targets, loss_scale=1):
+    """Gradients are those of the loss times the scale."""
     leaves = {name: p.detach().clone().requires_grad_() for name, p in params.items()}
     logits = forward(leaves, tokens)
     wide = logits if logits.dtype == torch.float64 else logits.float()
     loss = F.cross_entropy(wide.flatten(0, 1), targets.flatten())
-    loss.backward()
+    (loss * loss_scale).backward()
     return logits.detach(), loss.detach(), {name: p.grad for name, p in leaves.items()}
 
 
@@ -124,7 +126,11 @@ def round_to_bf16(x):
     return ((bits + 0x8000) & -0x10000).view(torch.float32).bfloat16()
 
 
-def train(weights, batches, master_dtype, parameters_of):
+def round_to_fp16(x):
+    return x.float().half()
+
+
+def train(weights, batches, master_dtype, parameters_of, loss_scale=1):
     """AdamW on masters; `parameters_of(master)` is what the model computes with. Returns the loss
     and the gradient norm before clipping of each step."""
     masters = {name: w.to(master_dtype, copy=True) for name, w in weights.items()}
@@ -138,24 +144,27 @@ def train(weights, batches, master_dtype, parameters_of):
     losses, norms = [], []
     for tokens, targets in zip(*batches):
         params = {name: parameters_of(p.detach()) for name, p in masters.items()}
-        _, loss, gradients = loss_and_gradients(params, tokens, targets)
+        _, loss, gradients = loss_and_gradients(params, tokens, targets, loss_scale)
         for name, p in masters.items():
-            p.grad = gradients[name].to(master_dtype)
+            p.grad = gradients[name].to(master_dtype) / loss_scale
         norms.append(torch.nn.utils.clip_grad_norm_(masters.values(), MAX_GRAD_NORM).double())
         optimizer.step()
         losses.append(loss.double())
     return torch.stack(losses), torch.stack(norms)
 
 
-def expected(weights, batches, parameters_of, true_parameters_of):
+def expected(weights, batches, parameters_of, true_parameters_of, loss_scale=1):
     """What PyTorch computes in one dtype, and under "true." what fp64 computes from the same
-    parameters."""
+    parameters, without a loss scale."""
     tensors = {}
-    runs = [("", torch.float32, parameters_of), ("true.", torch.float64, true_parameters_of)]
-    for prefix, master_dtype, to_params in runs:
+    runs = [
+        ("", torch.float32, parameters_of, loss_scale),
+        ("true.", torch.float64, true_parameters_of, 1),
+    ]
+    for prefix, master_dtype, to_params, scale in runs:
         params = {name: to_params(w.to(master_dtype)) for name, w in weights.items()}
-        logits, loss, gradients = loss_and_gradients(params, batches[0][0], batches[1][0])
-        losses, norms = train(weights, batches, master_dtype, to_params)
+        logits, loss, gradients = loss_and_gradients(params, batches[0][0], batches[1][0], scale)
+        losses, norms = train(weights, batches, master_dtype, to_params, scale)
         results = {"logits": logits, **{f"grad.{name}": g for name, g in gradients.items()}}
         for name, value in results.items():
             # Truth is kept in fp32: half an fp32 ulp from fp64, and half the bytes.
@@ -166,9 +175,13 @@ def expected(weights, batches, parameters_of, true_parameters_of):
 
 
 def expected_of_ranks(weights, batches):
-    """What fp64 arithmetic computes from the parameters of either dtype."""
+    """What fp64 arithmetic computes from the parameters of each dtype."""
     tensors = {"tokens": batches[0].int(), "targets": batches[1].int()}
-    dtypes = {"fp32": lambda w: w, "bf16": lambda w: round_to_bf16(w).double()}
+    dtypes = {
+        "fp32": lambda w: w,
+        "bf16": lambda w: round_to_bf16(w).double(),
+        "fp16": lambda w: round_to_fp16(w).double(),
+    }
     for dtype, parameters_of in dtypes.items():
         params = {name: parameters_of(w.double()) for name, w in weights.items()}
         _, loss, gradients = loss_and_gradients(params, batches[0][0], batches[1][0])
@@ -179,11 +192,12 @@ def expected_of_ranks(weights, batches):
     return tensors
 
 
-def report(dtype, tensors):
+def report(dtype, tensors, loss_scale):
     def worst(names):
         def error(name):
             truth = tensors[f"true.{name}"].double()
-            return ((tensors[name].double() - truth).abs().max() / truth.abs().max()).item()
+            scale = loss_scale if name.startswith("grad.") else 1
+            return ((tensors[name].double() / scale - truth).abs().max() / truth.abs().max()).item()
 
         return max(error(name) for name in names)
 
@@ -219,9 +233,11 @@ def main():
 
     fp32 = expected(weights, batches, lambda w: w, lambda w: w)
     bf16 = expected(weights, batches, round_to_bf16, lambda w: round_to_bf16(w).double())
-    for dtype, tensors in {"fp32": fp32, "bf16": bf16}.items():
+    true_fp16 = lambda w: round_to_fp16(w).double()
+    fp16 = expected(weights, batches, round_to_fp16, true_fp16, FP16_LOSS_SCALE)
+    for dtype, tensors in {"fp32": fp32, "bf16": bf16, "fp16": fp16}.items():
         save_file(tensors, output / f"gpt2_{dtype}.safetensors", metadata)
-        report(dtype, tensors)
+        report(dtype, tensors, FP16_LOSS_SCALE if dtype == "fp16" else 1)
 
     generator = torch.Generator().manual_seed(RANKS_SEED)
     batches = make_batches(generator, RANKS_STEPS, RANKS_BATCH)

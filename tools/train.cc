@@ -159,6 +159,8 @@ class Training {
     Progress progress({options_.steps, options_.max_seconds, in_place});
     double trained_seconds = 0;  // without validation
     int64_t skipped_in_a_row = 0;
+    // Such a run ends at the smallest loss scale.
+    const bool scale_falls = config_.dtype == DType::fp16 && config_.loss_scale.dynamic();
     int stop = kGoOn;
     while (engine.step() < options_.steps && stop == kGoOn) {
       std::vector<Batch> views;
@@ -176,11 +178,12 @@ class Training {
       totals_.add(result);
       metrics_.write(result);
       if (speaks()) progress.show(result);
-      skipped_in_a_row = result.skipped ? skipped_in_a_row + 1 : 0;
+      skipped_in_a_row = result.skipped && !scale_falls ? skipped_in_a_row + 1 : 0;
       if (skipped_in_a_row == kMaxSkipped) {
-        throw Error(fmt::format(
-            "{} steps in a row had gradients that are not finite: lower the learning rate",
-            kMaxSkipped));
+        throw Error(
+            fmt::format("{} steps in a row had gradients that are not finite: lower the learning "
+                        "rate{}",
+                        kMaxSkipped, config_.dtype == DType::fp16 ? " or fp16.loss_scale" : ""));
       }
       const bool validation_due = options_.validate_every > 0 && !result.skipped &&
                                   engine.step() % options_.validate_every == 0;

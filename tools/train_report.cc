@@ -83,6 +83,7 @@ Progress::Progress(const Options& options)
 
 void Progress::show(const StepResult& r) {
   tokens_ += r.tokens;
+  if (r.skipped) return show_skipped(r);
   const int64_t now = now_ns();
   const auto [steps, max_seconds, in_place] = options_;
   const bool last = r.step == steps;
@@ -95,6 +96,7 @@ void Progress::show(const StepResult& r) {
   std::string line =
       fmt::format("step {}/{}  loss {:.4f}  norm {:.2f}  {:.0f} tokens/s  ", r.step, steps, r.loss,
                   r.grad_norm, static_cast<double>(tokens_) / elapsed);
+  if (r.loss_scale != 1) line += fmt::format("loss scale {}  ", r.loss_scale);
   for (Tier tier : kTiers) {
     const uint64_t bytes = r.peak[static_cast<size_t>(tier)];
     if (bytes > 0) line += fmt::format("{} {:.0f} MiB  ", name(tier), mib(bytes));
@@ -103,6 +105,13 @@ void Progress::show(const StepResult& r) {
   fmt::print("{}{}{}", in_place ? "\r\033[K" : "", line, in_place ? "" : "\n");
   std::fflush(stdout);
   open_ = in_place;
+}
+
+void Progress::show_skipped(const StepResult& r) {
+  finish();
+  const std::string scale = r.loss_scale == 1 ? "" : fmt::format(" at loss scale {}", r.loss_scale);
+  fmt::print("step {}/{}  skipped: a gradient is not finite{}\n", r.step, options_.steps, scale);
+  std::fflush(stdout);
 }
 
 void Progress::finish() {

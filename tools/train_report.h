@@ -27,7 +27,7 @@ class MetricsFile {
   std::unique_ptr<std::FILE, int (*)(std::FILE*)> file_;
 };
 
-// A progress line: rewritten in place, or a line every few seconds.
+// A progress line: rewritten in place, or a line every few seconds. A skipped step has its own.
 class Progress {
  public:
   struct Options {
@@ -42,6 +42,8 @@ class Progress {
   void finish();
 
  private:
+  void show_skipped(const StepResult& result);
+
   const Options options_;
   const int64_t begin_ns_;
   int64_t last_shown_ns_ = 0;

@@ -44,6 +44,42 @@ TEST_F(TrainCommandTest, TrainsAndSaysWhatItDid) {
   EXPECT_GT(reads, 0);
 }
 
+// A loss scale that starts too high, and comes down by more steps than another run may skip.
+TEST_F(TrainCommandTest, SaysWhichStepsAnOverflowSkipped) {
+  config_.erase("bf16");
+  config_["fp16"] = {{"enabled", true}, {"initial_scale_power", 40}, {"hysteresis", 1}};
+  const Result result = train("--steps 3 --metrics " + path("metrics.jsonl"));
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.out, HasSubstr("fp16 products are computed in fp32"));
+  EXPECT_THAT(result.out, HasSubstr("step 1/3  skipped: a gradient is not finite at loss scale "
+                                    "1099511627776\n"));
+  EXPECT_THAT(result.out, testing::ContainsRegex("step 3/3  loss .* loss scale [0-9]+ "));
+
+  std::ifstream metrics(path("metrics.jsonl"));
+  std::string line;
+  double scale = 0x1p40;
+  int64_t done = 0, skipped = 0;
+  while (std::getline(metrics, line)) {
+    const json step = json::parse(line);
+    if (step.contains("validation_loss")) continue;
+    EXPECT_EQ(step.at("step"), done + 1);
+    EXPECT_EQ(step.at("loss_scale"), scale);
+    (step.at("skipped") ? skipped : done) += 1;
+    if (step.at("skipped")) scale /= 2;
+  }
+  EXPECT_EQ(done, 3);
+  EXPECT_GT(skipped, 20);
+  EXPECT_THAT(result.out, HasSubstr(std::to_string(skipped) + " skipped"));
+}
+
+TEST_F(TrainCommandTest, GivesUpOnAConstantLossScaleThatOverflows) {
+  config_.erase("bf16");
+  config_["fp16"] = {{"enabled", true}, {"loss_scale", 1e9}};
+  const Result result = train("--steps 3");
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_THAT(result.err, HasSubstr("lower the learning rate or fp16.loss_scale"));
+}
+
 // The README's second command, for one step.
 TEST_F(TrainCommandTest, TheExamplesTrain) {
   const std::string examples = std::string(STRATA_SOURCE_DIR) + "/docs/examples/";

@@ -6,7 +6,6 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
-#include <optional>
 #include <utility>
 #include <vector>
 
@@ -23,6 +22,12 @@ namespace flow = oneapi::tbb::flow;
 
 }  // namespace
 
+bool can_speculate(const TrainingStateSpec& spec, const SubGroup& group) {
+  return spec.codec(StateKind::master) == Codec::fp32 &&
+         std::all_of(group.state_tier.begin(), group.state_tier.end(),
+                     [](Tier tier) { return tier == Tier::nvme; });
+}
+
 // The flow graph:
 //
 //   read -> update -> write
@@ -38,7 +43,8 @@ class OptimizerPipeline::Graph {
   ~Graph();
 
   void read_ahead(std::span<const int32_t> order);
-  void submit(int32_t sub_group, const Event& gradient);
+  void submit(int32_t sub_group, Purpose purpose, const Event& gradient);
+  bool recall(int32_t sub_group);
   bool has_parameters(int32_t sub_group) const;
   Event parameters(int32_t sub_group);
   void drain();
@@ -60,6 +66,7 @@ class OptimizerPipeline::Graph {
   };
 
   struct Submission {
+    Purpose purpose = Purpose::update;
     Event gradient;  // what the update waits for
     int64_t since_ns = 0;
   };
@@ -71,7 +78,6 @@ class OptimizerPipeline::Graph {
     bool staged = false;
     bool on_disk = false;
     bool loads_param = false;
-    LinkBytes traffic = {};  // of one pass
 
     // Protected by mutex_.
     Where where = Where::there;
@@ -137,8 +143,9 @@ class OptimizerPipeline::Graph {
   void update(Job& job);
   void write(Job& job);
 
+  LinkBytes traffic(const Job& job, Purpose purpose) const;
+  Extent source(const Job& job) const;
   void update_on_device(Job& job, const Event& gradient);
-  std::optional<Submission> take(Job& job);
   void place(Job& job);
   void enqueue_update(Job& job, const Submission& submission);
   std::byte* staged_param(const Job& job) const {
@@ -159,12 +166,14 @@ class OptimizerPipeline::Graph {
   // With mutex_ held.
   void start_reads();
   Job* next_to_read();
+  Job* first_due();
+  void pop_due();
   void offer(Job& job);
   void put_back(Job& job);
   void move(Job& job, Where where);
   void drop_reads();
   void fail(std::exception_ptr failure) noexcept;
-  bool at_rest() const { return under_way_ == 0 && due_.front() == nullptr; }
+  bool at_rest() { return under_way_ == 0 && first_due() == nullptr; }
 
   // Waits for it, or for a failure.
   template <typename Condition>
@@ -219,7 +228,6 @@ OptimizerPipeline::Graph::Graph(const Parts& parts, const StagingLayout& layout,
     job.staged = needs_staging(spec, group);
     job.on_disk = spec.on_disk(group);
     job.loads_param = spec.loads_param(group);
-    job.traffic = update_traffic(spec, group);
     job.where = job.staged ? Where::away : Where::there;
   }
   flow::make_edge(flow::output_port<0>(read_), update_);
@@ -254,18 +262,18 @@ void OptimizerPipeline::Graph::read_ahead(std::span<const int32_t> order) {
   start_reads();
 }
 
-void OptimizerPipeline::Graph::submit(int32_t sub_group, const Event& gradient) {
+void OptimizerPipeline::Graph::submit(int32_t sub_group, Purpose purpose, const Event& gradient) {
   Job& job = jobs_[static_cast<size_t>(sub_group)];
   if (job.group->update_tier() == Tier::device) {
     update_on_device(job, gradient);
   } else {
     const std::lock_guard lock(mutex_);
     job.submitted = true;
-    job.submission = {gradient, now_ns()};
+    job.submission = {purpose, gradient, now_ns()};
     job.expected = false;
     ++job.passes;
     ++passes_;
-    for (size_t link = 0; link < kLinkCount; ++link) promised_[link] += job.traffic[link];
+    promised_ = promised_ + traffic(job, purpose);
     if (job.where == Where::there) {
       offer(job);
     } else if (job.where != Where::reading && job.where != Where::passing && job.staged) {
@@ -274,6 +282,18 @@ void OptimizerPipeline::Graph::submit(int32_t sub_group, const Event& gradient) 
     }
   }
   if (!overlap_) settle();
+}
+
+bool OptimizerPipeline::Graph::recall(int32_t sub_group) {
+  Job& job = jobs_[static_cast<size_t>(sub_group)];
+  const std::lock_guard lock(mutex_);
+  if (!job.submitted) return false;
+  job.submitted = false;
+  job.expected = true;
+  --job.passes;
+  --passes_;
+  promised_ = promised_ - traffic(job, job.submission.purpose);
+  return true;
 }
 
 bool OptimizerPipeline::Graph::has_parameters(int32_t sub_group) const {
@@ -338,6 +358,7 @@ void OptimizerPipeline::Graph::start_reads() {
     if (job == nullptr) return;
     move(*job, Where::reading);
     job->staging = staging_.take();
+    job->spans.purpose = job->submitted ? job->submission.purpose : Purpose::update;
     hand_over(job);
     read_.try_put(job);
   }
@@ -345,10 +366,9 @@ void OptimizerPipeline::Graph::start_reads() {
 
 // Strictly in order: one that is still on its way back from the last pass holds up the others.
 OptimizerPipeline::Graph::Job* OptimizerPipeline::Graph::next_to_read() {
-  if (Job* job = due_.front()) {
+  if (Job* job = first_due()) {
     if (job->where != Where::away) return nullptr;
-    due_.pop();
-    job->due = false;
+    pop_due();
     return job;
   }
   for (; next_ahead_ < ahead_.size(); ++next_ahead_) {
@@ -359,6 +379,16 @@ OptimizerPipeline::Graph::Job* OptimizerPipeline::Graph::next_to_read() {
   return nullptr;
 }
 
+OptimizerPipeline::Graph::Job* OptimizerPipeline::Graph::first_due() {
+  while (due_.front() != nullptr && !due_.front()->submitted) pop_due();  // recalled
+  return due_.front();
+}
+
+void OptimizerPipeline::Graph::pop_due() {
+  due_.front()->due = false;
+  due_.pop();
+}
+
 // The job's state is there: for the update, or until somebody asks for it, or for nobody.
 void OptimizerPipeline::Graph::offer(Job& job) {
   if (job.submitted) {
@@ -367,8 +397,8 @@ void OptimizerPipeline::Graph::offer(Job& job) {
   } else if (job.expected || !job.staged) {
     move(job, Where::there);
   } else {
-    const auto link = static_cast<size_t>(Activity::nvme_read);
-    promised_[link] += job.traffic[link];
+    const auto read = static_cast<size_t>(Activity::nvme_read);
+    promised_[read] += traffic(job, Purpose::update)[read];
     put_back(job);
   }
 }
@@ -444,6 +474,21 @@ void OptimizerPipeline::Graph::place(Job& job) {
                     : staged_param(job);
 }
 
+LinkBytes OptimizerPipeline::Graph::traffic(const Job& job, Purpose purpose) const {
+  const TrainingStateSpec& spec = parts_.state.spec();
+  return purpose == Purpose::restoration ? restoration_traffic(spec, *job.group)
+                                         : update_traffic(spec, *job.group);
+}
+
+// The part of the job's slot that is read for its purpose: the master weights come first there.
+Extent OptimizerPipeline::Graph::source(const Job& job) const {
+  Extent extent = parts_.state.store()->current(job.group->index);
+  if (job.spans.purpose == Purpose::restoration) {
+    extent.bytes = traffic(job, Purpose::restoration)[static_cast<size_t>(Activity::nvme_read)];
+  }
+  return extent;
+}
+
 void OptimizerPipeline::Graph::read(Job& job) {
   bool from_disk = job.on_disk;
   bool from_device = job.loads_param;
@@ -454,8 +499,7 @@ void OptimizerPipeline::Graph::read(Job& job) {
     job.pending = 1 + (from_disk ? 1 : 0) + (from_device ? 1 : 0);
   }
   if (from_disk) {
-    transfer(job, io::Op::read, parts_.state.store()->current(job.group->index),
-             &Graph::arrive_read);
+    transfer(job, io::Op::read, source(job), &Graph::arrive_read);
   }
   if (from_device) {
     copy_parameters(job, parts_.param_out, CopyDirection::device_to_host, &Graph::arrive_read);
@@ -463,26 +507,32 @@ void OptimizerPipeline::Graph::read(Job& job) {
   arrive_read(&job, nullptr);
 }
 
+// From here on a submission cannot be recalled. After a failure the job only passes.
 void OptimizerPipeline::Graph::update(Job& job) {
-  if (const std::optional<Submission> submission = take(job)) {
-    enqueue_update(job, *submission);
+  Submission submission;
+  bool works;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!job.submitted) {  // recalled on its way here
+      offer(job);
+      return;
+    }
+    move(job, Where::updating);
+    job.submitted = false;
+    job.pending = 1;
+    submission = job.submission;
+    works = failure_ == nullptr;
+  }
+  if (works) {
+    enqueue_update(job, submission);
   } else {
     arrive_updated(&job, nullptr);
   }
 }
 
-// From here on the submission cannot be taken back. None after a failure: the job only passes.
-std::optional<OptimizerPipeline::Graph::Submission> OptimizerPipeline::Graph::take(Job& job) {
-  const std::lock_guard lock(mutex_);
-  move(job, Where::updating);
-  job.submitted = false;
-  job.pending = 1;
-  if (failure_ != nullptr) return std::nullopt;
-  return job.submission;
-}
-
 void OptimizerPipeline::Graph::enqueue_update(Job& job, const Submission& submission) {
   place(job);
+  job.spans.purpose = submission.purpose;
   const int32_t sub_group = job.group->index;
   Queue& queue = parts_.host_update;
   Arrival arrival(job, &Graph::arrive_updated);  // reports whatever happens below
@@ -506,7 +556,7 @@ void OptimizerPipeline::Graph::enqueue_update(Job& job, const Submission& submis
 void OptimizerPipeline::Graph::write(Job& job) {
   const SubGroup& group = *job.group;
   bool updated;
-  bool to_disk = job.on_disk;
+  bool to_disk = job.on_disk && job.spans.purpose != Purpose::restoration;
   bool to_device = group.param_tier != group.update_tier();
   {
     const std::lock_guard lock(mutex_);
@@ -630,9 +680,10 @@ OptimizerPipeline::OptimizerPipeline(const Parts& parts, const StagingLayout& la
 OptimizerPipeline::~OptimizerPipeline() = default;
 
 void OptimizerPipeline::read_ahead(std::span<const int32_t> order) { graph_->read_ahead(order); }
-void OptimizerPipeline::submit(int32_t sub_group, const Event& gradient) {
-  graph_->submit(sub_group, gradient);
+void OptimizerPipeline::submit(int32_t sub_group, Purpose purpose, const Event& gradient) {
+  graph_->submit(sub_group, purpose, gradient);
 }
+bool OptimizerPipeline::recall(int32_t sub_group) { return graph_->recall(sub_group); }
 bool OptimizerPipeline::has_parameters(int32_t sub_group) const {
   return graph_->has_parameters(sub_group);
 }

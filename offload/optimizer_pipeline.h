@@ -26,16 +26,29 @@
 
 namespace strata::offload {
 
+// What engine is to make of a sub-group.
+enum class Purpose : uint8_t {
+  update,       // a step's update
+  speculation,  // the same before the step's scale is known; it may turn out not to count
+  restoration,  // parameters from the master weights, where a speculation wrote others
+};
+
 // One sub-group, ready to be updated, all of it in memory of `tier`.
 struct UpdateSpans {
   int32_t sub_group = 0;
+  Purpose purpose = Purpose::update;
   GrainRange grains;
   Tier tier = Tier::host;
-  // master, exp_avg, exp_avg_sq, as they are kept (TrainingStateSpec::codecs)
+  // master, exp_avg, exp_avg_sq, as they are kept (TrainingStateSpec::codecs); to restore from, the
+  // master weights alone.
   std::array<std::byte*, kOptimizerKindCount> state = {};
   const std::byte* grad = nullptr;
   std::byte* param = nullptr;  // to be written; where masters are split16 it has the old ones
 };
+
+// Whether a sub-group's update can be taken back: its state is on nvme alone, so that nothing but a
+// slot that does not count is written, and parameters that can be restored from whole masters.
+bool can_speculate(const TrainingStateSpec& spec, const SubGroup& group);
 
 // Enqueues the update of `spans` on `queue`, a host queue or a queue of the device, and returns.
 // Called from the graph's thread, and for grains updated on the device from the driver's.
@@ -70,8 +83,12 @@ class OptimizerPipeline {
   // without overlap.
   void read_ahead(std::span<const int32_t> order);
   // Takes a sub-group whose gradient is complete at `gradient`; it stays untouched until the
-  // parameters are in place.
-  void submit(int32_t sub_group, const Event& gradient = {});
+  // parameters are in place. Speculation and restoration are for those that can_speculate() with
+  // two slots: the current one stays as it is.
+  void submit(int32_t sub_group, Purpose purpose = Purpose::update, const Event& gradient = {});
+  // Takes a submission back, unless its update has begun: then returns false. What was read for it
+  // stays for the next one.
+  bool recall(int32_t sub_group);
   // Whether parameters() would return at once.
   bool has_parameters(int32_t sub_group) const;
   // Blocks until a submitted sub-group's update has written its parameters, or they are on their

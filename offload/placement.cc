@@ -16,6 +16,12 @@ Placement::Placement(const TierFractions& fractions, int64_t grains) {
   if (fractions.host == 0 && fractions.nvme == 0) end_[0] = end_[1] = grains;
 }
 
+Placement Placement::pinned_until(int64_t grain) const {
+  Placement pinned = *this;
+  pinned.end_[1] = std::clamp(grain, end_[1], end_[2]);
+  return pinned;
+}
+
 GrainRange Placement::range(Tier tier) const {
   const auto i = static_cast<size_t>(tier);
   return {i == 0 ? 0 : end_[i - 1], end_[i]};

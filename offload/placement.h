@@ -20,6 +20,9 @@ class Placement {
   // Fractions rounded to the nearest grain.
   Placement(const TierFractions& fractions, int64_t grains);
 
+  // The same with nvme's part starting no earlier than at `grain`: the host takes what lies before.
+  Placement pinned_until(int64_t grain) const;
+
   int64_t grains() const { return end_[2]; }
   GrainRange range(Tier tier) const;
   Tier tier_of(int64_t grain) const;

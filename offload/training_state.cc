@@ -98,6 +98,17 @@ LinkBytes update_traffic(const TrainingStateSpec& spec, const SubGroup& group) {
   return traffic;
 }
 
+LinkBytes restoration_traffic(const TrainingStateSpec& spec, const SubGroup& group) {
+  LinkBytes traffic = {};
+  traffic[static_cast<size_t>(Activity::nvme_read)] =
+      spec.padded_bytes(StateKind::master, group.grains.grains());
+  if (group.param_tier != group.update_tier()) {
+    traffic[static_cast<size_t>(Activity::h2d)] =
+        static_cast<uint64_t>(group.grains.grains() * spec.grain_bytes(StateKind::param));
+  }
+  return traffic;
+}
+
 std::vector<Reservation> reservations_for(const TrainingStateSpec& spec) {
   std::vector<Reservation> reservations;
   for (StateKind kind : kShardKinds) {

@@ -56,6 +56,8 @@ inline constexpr int64_t kTransferAlignGrains = 64;
 // Bytes that the update of one sub-group moves: its nvme kinds to the update and back, and its
 // parameters to the device; those that the update reads from there before, too.
 LinkBytes update_traffic(const TrainingStateSpec& spec, const SubGroup& group);
+// Bytes that restoring its parameters from master weights on nvme moves.
+LinkBytes restoration_traffic(const TrainingStateSpec& spec, const SubGroup& group);
 
 // The reservations that TrainingState claims: "<kind> on device", "<kind> on host", "state file".
 std::vector<Reservation> reservations_for(const TrainingStateSpec& spec);

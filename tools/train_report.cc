@@ -57,6 +57,9 @@ void MetricsFile::write(const StepResult& r) {
   json["exposed"] = {{"gather", r.exposed.gather},   {"grad_buffer", r.exposed.grad_buffer},
                      {"landing", r.exposed.landing}, {"ranks", r.exposed.ranks},
                      {"nvme", r.exposed.nvme},       {"update", r.exposed.update}};
+  json["speculation"] = {{"sub_groups", r.speculation.sub_groups},
+                         {"redone", r.speculation.redone},
+                         {"redone_bytes", by_link(r.speculation.redone_bytes)}};
   json["moved"] = by_link(r.moved);
   for (Tier tier : kTiers) {
     json["peak"][std::string(name(tier))] = r.peak[static_cast<size_t>(tier)];
@@ -133,6 +136,8 @@ void RunTotals::add(const StepResult& r) {
   exposed_.ranks += r.exposed.ranks;
   exposed_.nvme += r.exposed.nvme;
   exposed_.update += r.exposed.update;
+  speculated_ += r.speculation.sub_groups;
+  redone_ += r.speculation.redone;
   for (size_t link = 0; link < kLinkCount; ++link) moved_[link] += r.moved[link];
   peak_ = r.peak;
 }

@@ -62,6 +62,8 @@ class RunTotals {
   int64_t steps_ = 0;
   int64_t skipped_ = 0;
   int64_t tokens_ = 0;
+  int64_t speculated_ = 0;
+  int64_t redone_ = 0;
   double seconds_ = 0;
   StepResult::Phases phases_;
   StepResult::Exposed exposed_;

@@ -27,6 +27,8 @@ class Resolver {
     config_.sub_group_numel =
         std::max<int64_t>(1, draft_.sub_group_size / kGrainNumel) * kGrainNumel;
     resolve_placement();
+    resolve_pinning();
+    resolve_speculation();
     resolve_io();
   }
 
@@ -209,6 +211,45 @@ class Resolver {
                     "\"zero_optimization.offload_optimizer.nvme_path\" {} entries: give each "
                     "directory one weight",
                     weights, paths));
+  }
+
+  // "auto" pins where a person gave a budget for it and said nothing else of where state lives. Two
+  // slots are asked for to have all of the state on disk.
+  void resolve_pinning() {
+    const bool placed = std::any_of(draft_.placement_given.begin() + 1,
+                                    draft_.placement_given.end(), [](bool given) { return given; });
+    switch (draft_.pin_state) {
+      case PinChoice::never:
+        return;
+      case PinChoice::always:
+        if (config_.host_memory == 0) {
+          fail(
+              "\"strata.pin_state\" is \"always\" without a budget to fill: give "
+              "\"strata.host_memory\"");
+        }
+        config_.pin_state = true;
+        return;
+      case PinChoice::automatic:
+        config_.pin_state = draft_.offload_optimizer == OffloadDevice::nvme && !placed &&
+                            config_.host_memory > 0 && config_.slots == 1;
+        return;
+    }
+  }
+
+  void resolve_speculation() const {
+    if (config_.speculate != SpeculateChoice::always) return;
+    if (config_.slots == 1 || !config_.overlap) {
+      fail(
+          "\"strata.speculate\" is \"always\", which takes a second slot to write to while the "
+          "first still counts: set \"strata.slots\" to 2 and leave \"strata.overlap\" on");
+    }
+    if (config_.master_codec == Codec::split16) {
+      fail(
+          "\"strata.speculate\" is \"always\", and parameters that an update overwrote cannot be "
+          "restored from \"split16\" masters, of which they are a half: set "
+          "\"strata.master_codec\" "
+          "to \"fp32\" or \"strata.speculate\" to \"never\"");
+    }
   }
 
   void resolve_io() {

@@ -13,6 +13,7 @@
 namespace strata {
 
 enum class OffloadDevice : uint8_t { none, cpu, nvme };
+enum class PinChoice : uint8_t { automatic, never, always };
 
 // What a text asks for, before keys are checked against each other. Default values are the
 // documented defaults.
@@ -39,6 +40,8 @@ struct ConfigDraft {
   // strata.placement: of param, then the optimizer kinds.
   std::array<bool, 1 + kOptimizerKindCount> placement_given = {};
   std::array<TierFractions, 1 + kOptimizerKindCount> placement_fractions;
+
+  PinChoice pin_state = PinChoice::automatic;
 
   std::optional<int64_t> io_threads, intra_op_parallelism;
 };

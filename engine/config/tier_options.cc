@@ -263,6 +263,21 @@ void add_placement(std::vector<Option>& rows, ConfigDraft& draft) {
   }
 }
 
+Value staging_buffers(int& out) {
+  Value value = integer(out, {1, 1024});
+  value.expects = "\"auto\" or " + value.expects;
+  value.fallback = "\"auto\"";
+  value.takes_auto = true;
+  value.take = [&out, expects = value.expects, take = value.take](const Json& json) -> std::string {
+    if (json == "auto") {
+      out = Config::kAutoStagingBuffers;
+      return "";
+    }
+    return take(json).empty() ? "" : must_be(expects, json);
+  };
+  return value;
+}
+
 Group strata_group(ConfigDraft& draft) {
   Config& out = draft.config;
   const IntegerRange threads = {0, 1024};
@@ -284,8 +299,17 @@ Group strata_group(ConfigDraft& draft) {
                 "Threads for the model's arithmetic on the host; 0: all cores."),
        honoured("strata.optimizer_threads", integer(out.optimizer_threads, threads),
                 "Threads for the optimizer's update on the host; 0: all cores."),
-       honoured("strata.staging_buffers", integer(out.staging_buffers, {1, 1024}),
-                "Sub-groups under way between nvme and the update."),
+       honoured("strata.staging_buffers", staging_buffers(out.staging_buffers),
+                "Sub-groups under way between nvme and the update; auto: 4, or fewer where the "
+                "host budget holds no more."),
+       honoured("strata.pin_state",
+                choice(draft.pin_state, {{"auto", PinChoice::automatic},
+                                         {"never", PinChoice::never},
+                                         {"always", PinChoice::always}}),
+                "Of the optimizer state placed on nvme, keep in pinned host memory what "
+                "`strata.host_memory` holds beside everything else, to the grain: it then moves no "
+                "more. auto: where offload_optimizer.device is nvme, `strata.host_memory` is "
+                "given, `strata.placement` is not, and there is one slot."),
        honoured("strata.master_codec",
                 choice(out.master_codec, {{"fp32", Codec::fp32}, {"split16", Codec::split16}}),
                 "How master weights are kept between steps: split16 keeps the 16 bits that bf16 "
@@ -302,6 +326,13 @@ Group strata_group(ConfigDraft& draft) {
                 "With `overlap`: what is left of a step runs under the next forward pass, which "
                 "waits for each unit's own parameters. With two slots a step ends when it is "
                 "durable."),
+       honoured("strata.speculate",
+                choice(out.speculate, {{"auto", SpeculateChoice::automatic},
+                                       {"never", SpeculateChoice::never},
+                                       {"always", SpeculateChoice::always}}),
+                "With two slots: sub-groups on nvme are updated inside backward, as if the norm "
+                "will not ask for clipping, and again where it does. auto: while at most 4 of the "
+                "last 16 steps were clipped or skipped."),
        honoured("strata.recompute",
                 choice(out.recompute,
                        {{"auto", RecomputeChoice::automatic}, {"always", RecomputeChoice::always}}),

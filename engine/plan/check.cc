@@ -58,8 +58,14 @@ void check_config(const PlanInput& input) {
     throw ConfigError(fmt::format("sub_group_numel is {}: use a positive multiple of {}",
                                   config.sub_group_numel, kGrainNumel));
   }
-  if (config.staging_buffers < 1 || config.slots < 1 || config.slots > 2) {
-    throw ConfigError("staging_buffers must be at least 1, and slots 1 or 2");
+  if (config.staging_buffers < 0 || config.slots < 1 || config.slots > 2) {
+    throw ConfigError("staging_buffers must be at least 1, or 0 for auto, and slots 1 or 2");
+  }
+  if (config.speculate == SpeculateChoice::always && (config.slots == 1 || !config.overlap)) {
+    throw ConfigError("speculating takes two slots and overlap: set both, or leave it");
+  }
+  if (config.pin_state && config.host_memory == 0) {
+    throw ConfigError("state is to be pinned without a budget to fill: set host_memory");
   }
   if (config.dtype == DType::int32) {
     throw ConfigError("int32 is for tokens: train in fp32, bf16 or fp16");

@@ -46,6 +46,12 @@ std::string to_string(const PlanSummary& plan) {
   }
   out += fmt::format("  optimizer state: {}\n", optimizer_state_text(plan));
   out += fmt::format("  process overhead {:.1f} MiB\n", mib(plan.process_overhead_bytes));
+  out += "  optimizer state:";
+  for (Tier tier : kTiers) {
+    const uint64_t bytes = plan.optimizer_state_bytes[static_cast<size_t>(tier)];
+    if (bytes > 0) out += fmt::format(" {:.1f} MiB on {},", mib(bytes), name(tier));
+  }
+  out += fmt::format(" {} staging buffers\n", plan.staging_buffers);
   out += "  a step moves";
   for (size_t link = 0; link < kLinkCount; ++link) {
     out += fmt::format("{} {} {:.1f} MiB", link == 0 ? "" : ",", name(static_cast<Activity>(link)),

@@ -17,6 +17,9 @@ namespace {
 
 constexpr uint64_t kPieceAlignBytes = 4096;
 constexpr int64_t kTransferGrains = 4 * offload::kTransferAlignGrains;  // 4 MiB of fp32
+// One to read into, one to update, one to write from, and one so that the disk need not wait for
+// the update.
+constexpr int kMostStagingBuffers = 4;
 // What the process grows by on top of its reservations while it trains: code generated for matrix
 // products, thread stacks, queues, the pages of libraries that are first used then.
 constexpr uint64_t kGrowthBytes = uint64_t{96} << 20;
@@ -62,7 +65,10 @@ class Planner {
     place_state();
     measure_layers();
     set_budgets();
-    // The least that trains first; then as many units as fit keep their activations.
+    // The least that trains first; then what makes it faster, as far as the budgets go.
+    rebuild();
+    choose_staging();
+    if (input_.config.pin_state) pin_state();
     rebuild();
     if (input_.config.recompute == RecomputeChoice::automatic) keep_saved_activations();
     return std::move(plan_);
@@ -81,7 +87,8 @@ class Planner {
     offload::TrainingStateSpec& state = plan_.state;
     state.param = offload::Placement(config.param, grains);
     for (size_t i = 0; i < kOptimizerKindCount; ++i) {
-      state.optimizer_state[i] = offload::Placement(config.optimizer_state[i], grains);
+      state.optimizer_state[i] =
+          offload::Placement(config.optimizer_state[i], grains).pinned_until(pinned_until_);
     }
     const int64_t updated_on_device = state.optimizer_state[0].range(Tier::device).end;
     if (updated_on_device > state.param.range(Tier::device).end) {
@@ -101,7 +108,7 @@ class Planner {
     state.sub_groups = offload::cut_sub_groups(config.sub_group_numel / kGrainNumel, state.param,
                                                state.optimizer_state);
     plan_.frozen_tier = config.param.device == 1.0 ? Tier::device : Tier::host;
-    plan_.staging = offload::staging_layout(state, config.overlap ? config.staging_buffers : 1);
+    plan_.staging = offload::staging_layout(state, staging_buffers_);
     plan_.transfer_grains = std::min(
         kTransferGrains, round_up(std::max<int64_t>(grains, 1), offload::kTransferAlignGrains));
   }
@@ -143,6 +150,40 @@ class Planner {
     budget(Tier::device) = choose(input_.config.device_memory, input_.machine.device_bytes);
     budget(Tier::host) = choose(input_.config.host_memory, input_.machine.host_bytes);
     budget(Tier::nvme) = input_.machine.disk_bytes;
+  }
+
+  bool host_holds_it() {
+    place_state();
+    reserve();
+    return needed(Tier::host) <= budget(Tier::host);
+  }
+
+  // As many buffers as are asked for; otherwise as many as help, and fit.
+  void choose_staging() {
+    const int asked = input_.config.staging_buffers;
+    staging_buffers_ = !input_.config.overlap                 ? 1
+                       : asked != Config::kAutoStagingBuffers ? asked
+                                                              : kMostStagingBuffers;
+    while (!host_holds_it() && asked == Config::kAutoStagingBuffers && staging_buffers_ > 1) {
+      --staging_buffers_;
+    }
+  }
+
+  // The most grains of the state on nvme that the host budget holds, every kind's alike.
+  void pin_state() {
+    const int64_t grains = plan_.layout.trainable_grains();
+    const auto fits = [&](int64_t until) {
+      pinned_until_ = until;
+      return host_holds_it();
+    };
+    int64_t most = 0;
+    int64_t too_many = grains + 1;
+    while (too_many - most > 1) {
+      const int64_t middle = most + (too_many - most) / 2;
+      (fits(middle) ? most : too_many) = middle;
+    }
+    // Once nothing is staged any more, all of it may need less than a part.
+    if (!fits(grains)) fits(most);
   }
 
   void keep_saved_activations() {
@@ -319,6 +360,14 @@ class Planner {
                            StateKind::exp_avg_sq}) {
       summary.training_state_bytes += grains * static_cast<uint64_t>(plan_.state.grain_bytes(kind));
     }
+    summary.staging_buffers = plan_.staging.buffers;
+    summary.optimizer_state_bytes = {};
+    for (Tier tier : kTiers) {
+      for (StateKind kind : kOptimizerKinds) {
+        summary.optimizer_state_bytes[static_cast<size_t>(tier)] += static_cast<uint64_t>(
+            plan_.state.placement(kind).range(tier).grains() * plan_.state.grain_bytes(kind));
+      }
+    }
     summary.process_overhead_bytes = input_.machine.process_bytes + kGrowthBytes;
     summary.sub_groups = static_cast<int64_t>(plan_.state.sub_groups.size());
     summary.gather_window_units = static_cast<int64_t>(plan_.step.window_numel.size());
@@ -330,6 +379,8 @@ class Planner {
 
   const PlanInput& input_;
   const uint64_t element_bytes_;
+  int staging_buffers_ = 1;
+  int64_t pinned_until_ = 0;  // nvme's part of the state starts no earlier than at this grain
   Plan plan_;
 };
 

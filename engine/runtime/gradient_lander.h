@@ -50,6 +50,9 @@ class GradientLander {
   // All of a unit's gradients of this micro-batch are enqueued on the compute queue: land them.
   void land(int unit, bool first_micro_batch, bool last_micro_batch);
 
+  // Where everything handed to land() so far has landed on the host.
+  Event landed() const { return parts_.host.record(); }
+
   // Waits for everything landed and returns the sum of squares over this rank's grains, in grain
   // order, of the accumulated gradients before scaling. Not finite exactly when one of them is not.
   double finish();

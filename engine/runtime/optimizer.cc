@@ -22,22 +22,27 @@ Optimizer::Optimizer(const Plan& plan, const Config& config, ops::StateOps& devi
   }
 }
 
-void Optimizer::begin_step(int64_t step, double lr, double grad_scale) {
+void Optimizer::prepare(offload::Purpose purpose, int64_t step, double lr, double grad_scale) {
   const auto steps = static_cast<double>(step);
-  scalars_ = {.kind = config_.kind,
-              .lr = lr,
-              .beta1 = config_.beta1,
-              .beta2 = config_.beta2,
-              .momentum = config_.momentum,
-              .eps = config_.eps,
-              .weight_decay = 0,
-              .grad_scale = grad_scale,
-              .bias_correction1 = 1.0 - std::pow(config_.beta1, steps),
-              .bias_correction2 = 1.0 - std::pow(config_.beta2, steps),
-              .step = static_cast<uint64_t>(step)};
+  scalars_[static_cast<size_t>(purpose)] = {
+      .kind = config_.kind,
+      .lr = lr,
+      .beta1 = config_.beta1,
+      .beta2 = config_.beta2,
+      .momentum = config_.momentum,
+      .eps = config_.eps,
+      .weight_decay = 0,
+      .grad_scale = grad_scale,
+      .bias_correction1 = 1.0 - std::pow(config_.beta1, steps),
+      .bias_correction2 = 1.0 - std::pow(config_.beta2, steps),
+      .step = static_cast<uint64_t>(step)};
 }
 
 void Optimizer::update(const offload::UpdateSpans& spans, Queue& queue) const {
+  if (spans.purpose == offload::Purpose::restoration) {
+    restore(spans, queue);
+    return;
+  }
   ops::StateOps& ops = spans.tier == Tier::device ? device_ops_ : host_ops_;
   const auto& codecs = plan_.state.codecs;
   ops::EncodedSpans encoded{.master = {spans.state[0], codecs[0]},
@@ -48,13 +53,20 @@ void Optimizer::update(const offload::UpdateSpans& spans, Queue& queue) const {
                             .grad_dtype = plan_.state.grad_dtype,
                             .param_dtype = plan_.state.param_dtype};
   for (const Segment& segment : segments_[static_cast<size_t>(spans.sub_group)]) {
-    ops::OptimizerScalars scalars = scalars_;
+    ops::OptimizerScalars scalars = scalars_[static_cast<size_t>(spans.purpose)];
     scalars.weight_decay = segment.weight_decay ? config_.weight_decay : 0.0;
     encoded.begin = segment.begin;
     encoded.end = segment.end;
     encoded.first_index = segment.first_index;
     ops.optimizer_update(queue, scalars, encoded);
   }
+}
+
+// On a host queue: only state on nvme is restored from.
+void Optimizer::restore(const offload::UpdateSpans& spans, Queue& queue) const {
+  queue.run(
+      [param = spans.param, master = spans.state[0], numel = spans.grains.numel(),
+       dtype = plan_.state.param_dtype] { ops::cast(param, dtype, master, DType::fp32, numel); });
 }
 
 }  // namespace strata::engine

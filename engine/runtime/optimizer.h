@@ -1,6 +1,7 @@
 // What an update means: the arithmetic that engine gives to offload's pipeline.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -17,20 +18,23 @@ class Optimizer {
   Optimizer(const Plan& plan, const Config& config, ops::StateOps& device_ops,
             ops::StateOps& host_ops);
 
-  // Scalars of the step to come (counted from 1). `grad_scale` unscales, averages and clips.
-  void begin_step(int64_t step, double lr, double grad_scale);
+  // Scalars of the updates to come (of a step counted from 1) that have this purpose; none of them
+  // is under way. `grad_scale` unscales, averages and clips.
+  void prepare(offload::Purpose purpose, int64_t step, double lr, double grad_scale);
 
-  // offload's UpdateFn: enqueues the update of one sub-group.
+  // offload's UpdateFn: enqueues the update of one sub-group, or the restoration of its parameters.
   void update(const offload::UpdateSpans& spans, Queue& queue) const;
 
  private:
+  void restore(const offload::UpdateSpans& spans, Queue& queue) const;
+
   const Plan& plan_;
   const OptimizerConfig config_;
   ops::StateOps& device_ops_;
   ops::StateOps& host_ops_;
   // A segment's part in a sub-group, from its start.
-  std::vector<std::vector<Segment>> segments_;  // by sub-group
-  ops::OptimizerScalars scalars_;
+  std::vector<std::vector<Segment>> segments_;    // by sub-group
+  std::array<ops::OptimizerScalars, 2> scalars_;  // by purpose: update, speculation
 };
 
 }  // namespace strata::engine

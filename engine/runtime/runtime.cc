@@ -287,6 +287,9 @@ void Runtime::execute(const Program& program, bool training) {
         break;
       case Action::Op::reduce:
         lander_->land(action.unit, action.micro_batch == 0, action.micro_batch == last_micro_batch);
+        if (action.micro_batch == last_micro_batch) {
+          updater_->landed(action.unit, lander_->landed());
+        }
         break;
     }
     if (!config_.overlap) finish_all();
@@ -374,7 +377,15 @@ StepResult Runtime::train_step(std::span<const Batch> micro_batches) {
   marks_ = {};
   marks_.last = begin;
 
-  updater_->begin_step();
+  result.step = step_ + 1;
+  result.lr = learning_rate(config_, result.step);
+  // Local gradients are means over a rank's micro-batch; the step's is the mean over all of them.
+  // Local gradients are means over a rank's micro-batch, times the loss scale; the step's is the
+  // mean over all of them.
+  result.loss_scale = loss_scaler_.scale();
+  const double mean_scale =
+      1.0 / (result.loss_scale * static_cast<double>(config_.accumulation_steps * world_.size));
+  updater_->begin({result.step, result.lr, mean_scale});
   upload_tokens(micro_batches);
   execute(plan_->step, /*training=*/true);
   const double losses = read_losses(micro_batches.size());
@@ -389,7 +400,7 @@ StepResult Runtime::train_step(std::span<const Batch> micro_batches) {
     result.stop = std::max(result.stop, static_cast<int>(of_ranks[at + 2]));
   }
   result.loss /= static_cast<double>(config_.accumulation_steps * world_.size);
-  update(result, sum_of_squares);
+  update(result, sum_of_squares, mean_scale);
 
   check_traffic(moved_before, planned(result));
   const int64_t end = now_ns();
@@ -444,32 +455,29 @@ void Runtime::check_traffic(const LinkBytes& before, const LinkBytes& planned) c
 }
 
 LinkBytes Runtime::planned(const StepResult& result) const {
-  const LinkBytes& step = plan_->summary.step_traffic;
+  const LinkBytes step = plan_->summary.step_traffic + result.speculation.redone_bytes;
   return result.skipped ? step - plan_->update_traffic : step;
 }
 
 // Norm, clip factor, overflow decision; then every sub-group; then commit.
-void Runtime::update(StepResult& result, double sum_of_squares) {
-  // Local gradients are means over a rank's micro-batch, times the loss scale; the step's is the
-  // mean over all of them.
-  result.loss_scale = loss_scaler_.scale();
-  const double mean_scale =
-      1.0 / (result.loss_scale * static_cast<double>(config_.accumulation_steps * world_.size));
+void Runtime::update(StepResult& result, double sum_of_squares, double mean_scale) {
   result.grad_norm = std::sqrt(sum_of_squares) * mean_scale;
-  result.step = step_ + 1;
-  result.lr = learning_rate(config_, step_ + 1);
   result.skipped = !std::isfinite(sum_of_squares);
   loss_scaler_.update(result.skipped);
-  if (result.skipped) return;
-
-  double scale = mean_scale;
-  if (config_.gradient_clipping > 0) {
-    // torch.nn.utils.clip_grad_norm_'s factor.
-    scale *= std::min(1.0, config_.gradient_clipping / (result.grad_norm + 1e-6));
+  if (result.skipped) {
+    updater_->skip();
+  } else {
+    updater_->update(clip_factor(result.grad_norm));
+    if (plan_->commits()) commit();
+    ++step_;
   }
-  updater_->update(result.step, result.lr, scale);
-  if (plan_->commits()) commit();
-  ++step_;
+  result.speculation = updater_->speculation();
+}
+
+// torch.nn.utils.clip_grad_norm_'s.
+double Runtime::clip_factor(double grad_norm) const {
+  if (config_.gradient_clipping <= 0) return 1.0;
+  return std::min(1.0, config_.gradient_clipping / (grad_norm + 1e-6));
 }
 
 // Nobody starts the next step, which writes over the generation before, until all ranks have this

@@ -103,7 +103,8 @@ class Runtime {
   StepResult::Exposed exposed() const;  // since the start
   LinkBytes moved() const;              // likewise
   LinkBytes planned(const StepResult& result) const;
-  void update(StepResult& result, double sum_of_squares);
+  void update(StepResult& result, double sum_of_squares, double mean_scale);
+  double clip_factor(double grad_norm) const;
   void commit();
   // Without overlap: one thing at a time.
   void finish_all();

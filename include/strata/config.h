@@ -66,6 +66,13 @@ enum class RecomputeChoice : uint8_t {
   always,     // every unit but the last
 };
 
+// Whether sub-groups on nvme are updated before the step's norm is known.
+enum class SpeculateChoice : uint8_t {
+  automatic,  // with two slots, while few steps are clipped or skipped
+  never,
+  always,  // however many are
+};
+
 struct Config {
   // Batch: a step takes world_size * micro_batch * accumulation_steps rows.
   int world_size = 1;  // ranks that it was divided among
@@ -89,6 +96,8 @@ struct Config {
   // How state is kept between steps: the master in fp32 or split16, moments in fp32, bf16 or int8.
   Codec master_codec = Codec::fp32;
   Codec moment_codec = Codec::fp32;
+  // Of the state placed on nvme, as much as host_memory holds stays pinned in host memory.
+  bool pin_state = false;
   std::vector<std::string> nvme_paths;  // directories; empty when nothing lives on nvme
   // How much goes to each of several nvme_paths; empty: by their bandwidth, measured at start.
   std::vector<uint32_t> nvme_weights;
@@ -99,11 +108,13 @@ struct Config {
 
   // How it runs. None of these changes the training state.
   DeviceChoice device = DeviceChoice::automatic;
-  int compute_threads = 0;     // a rank's threads for matrix products; 0: all cores
-  int optimizer_threads = 0;   // a rank's threads for the update; 0: all cores
-  int staging_buffers = 3;     // sub-groups under way between nvme and the update
+  int compute_threads = 0;                    // a rank's threads for matrix products; 0: all cores
+  int optimizer_threads = 0;                  // a rank's threads for the update; 0: all cores
+  int staging_buffers = kAutoStagingBuffers;  // sub-groups under way between nvme and the update
+  static constexpr int kAutoStagingBuffers = 0;  // as many as help and the host budget holds
   bool overlap = true;         // false: one thing at a time, for measuring and debugging
   bool overlap_update = true;  // with overlap: updates run on under the next forward pass
+  SpeculateChoice speculate = SpeculateChoice::automatic;
   RecomputeChoice recompute = RecomputeChoice::automatic;
   IoChoice io_engine = IoChoice::automatic;
   DirectChoice io_direct = DirectChoice::automatic;

@@ -47,6 +47,12 @@ struct StepResult {
   struct Exposed {
     double gather = 0, grad_buffer = 0, landing = 0, ranks = 0, nvme = 0, update = 0;
   } exposed;
+  // Sub-groups updated inside backward (`strata.speculate`), those of them that were updated again
+  // or put back because the step was clipped or skipped, and the bytes that took beyond the plan's.
+  struct Speculation {
+    int64_t sub_groups = 0, redone = 0;
+    LinkBytes redone_bytes = {};
+  } speculation;
   LinkBytes moved = {};                        // by Activity: nvme_read, nvme_write, h2d, d2h, comm
   std::array<uint64_t, kTierCount> peak = {};  // bytes, by Tier, since the start
 };

@@ -51,6 +51,8 @@ struct PlanSummary {
   LinkBytes step_traffic = {};      // bytes one train_step moves
   LinkBytes evaluate_traffic = {};  // bytes one evaluated micro-batch moves
 
+  std::array<uint64_t, kTierCount> optimizer_state_bytes = {};  // one slot of it, by Tier
+  int staging_buffers = 0;  // that sub-groups pass through; 0: all are updated in place
   int64_t sub_groups = 0;
   int64_t gather_window_units = 0;  // unit buffers for gathered parameters; 0: all stay on device
   int64_t recomputed_units = 0;     // units whose forward runs again in backward

@@ -24,6 +24,7 @@ class BudgetTest : public testing::Test {
     config_.nvme_paths = {directory_.path()};
     config_.optimizer_state.fill({0.1, 0.3, 0.6});
     config_.sub_group_numel = 4 * kGrainNumel;
+    config_.staging_buffers = 3;
     config_.recompute = RecomputeChoice::always;
   }
   Engine make(const Config& config) const {
@@ -108,12 +109,68 @@ TEST_F(BudgetTest, ADiskTooSmallIsRefusedBeforeAnythingIsWritten) {
   }
 }
 
+// State on nvme is pinned in host memory as far as the budget goes: to the grain, and not a byte
+// beyond; with the bits of any other placement.
+TEST_F(BudgetTest, PinsTheGrainsThatTheHostBudgetHolds) {
+  Config config = config_;
+  config.optimizer_state.fill({0, 0, 1});
+  config.staging_buffers = 2;
+  const std::string digest = run_tiny(config, 2).digest;
+  const uint64_t none = needed(config, Tier::host);
+  const auto host = static_cast<size_t>(Tier::host);
+  const uint64_t grain_bytes = 3 * 4 * kGrainNumel;
+  for (const int64_t grains : {0, 1, 7, 20}) {
+    for (const uint64_t spare : {uint64_t{0}, grain_bytes - 1}) {
+      Config pinned = config;
+      pinned.pin_state = true;
+      pinned.host_memory = none + static_cast<uint64_t>(grains) * grain_bytes + spare;
+      const Engine engine = make(pinned);
+      EXPECT_EQ(engine.plan().optimizer_state_bytes[host],
+                static_cast<uint64_t>(grains) * grain_bytes);
+      EXPECT_LE(engine.plan().needed_bytes[host], pinned.host_memory);
+    }
+    Config pinned = config;
+    pinned.pin_state = true;
+    pinned.host_memory = none + static_cast<uint64_t>(grains) * grain_bytes;
+    EXPECT_EQ(run_tiny(pinned, 2).digest, digest) << grains;
+  }
+}
+
+// With room for everything nothing is staged, and no file is made.
+TEST_F(BudgetTest, PinsAllOfTheStateWhereItFits) {
+  config_.optimizer_state.fill({0, 0, 1});
+  config_.param = {0, 1, 0};
+  config_.pin_state = true;
+  config_.host_memory = uint64_t{1} << 30;
+  const Engine engine = make(config_);
+  EXPECT_EQ(engine.plan().optimizer_state_bytes[static_cast<size_t>(Tier::nvme)], 0u);
+  EXPECT_EQ(engine.plan().needed_bytes[static_cast<size_t>(Tier::nvme)], 0u);
+  EXPECT_EQ(engine.plan().staging_buffers, 0);
+}
+
+// As many staging buffers as help, fewer where the budget is short; a number that is asked for is
+// had or refused.
+TEST_F(BudgetTest, TakesTheStagingBuffersThatFit) {
+  config_.optimizer_state.fill({0, 0, 1});
+  config_.staging_buffers = Config::kAutoStagingBuffers;
+  EXPECT_EQ(make(config_).plan().staging_buffers, 4);
+  config_.staging_buffers = 3;
+  config_.host_memory = needed(config_, Tier::host);
+  EXPECT_EQ(make(config_).plan().staging_buffers, 3);
+  config_.staging_buffers = Config::kAutoStagingBuffers;
+  EXPECT_EQ(make(config_).plan().staging_buffers, 3);
+  config_.staging_buffers = 4;
+  EXPECT_THROW(make(config_), OutOfBudget);
+}
+
 // What no parser has looked at is checked by the engine too.
 TEST_F(BudgetTest, ImpossibleSettingsAreRefused) {
   const std::vector<std::function<void(Config&)>> edits = {
       [](Config& c) { c.sub_group_numel = 0; },
       [](Config& c) { c.sub_group_numel = kGrainNumel + 1; },
-      [](Config& c) { c.staging_buffers = 0; },
+      [](Config& c) { c.staging_buffers = -1; },
+      [](Config& c) { c.speculate = SpeculateChoice::always; },
+      [](Config& c) { c.pin_state = true; },
       [](Config& c) { c.slots = 0; },
       [](Config& c) { c.slots = 3; },
       [](Config& c) { c.accumulation_steps = 1 << 30; },

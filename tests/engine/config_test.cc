@@ -253,8 +253,18 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"BadSize", own(R"("device_memory": "64 mebibytes")"),
                 "ds.json: \"strata.device_memory\" must be a size in bytes, as an integer or a "
                 "string like \"64MiB\" or \"1.5GB\", found \"64 mebibytes\""},
-        Refusal{"NoStagingBuffer", own(R"("staging_buffers": 0)"),
-                "ds.json: \"strata.staging_buffers\" must be an integer from 1 to 1024, found 0"},
+        Refusal{
+            "NoStagingBuffer", own(R"("staging_buffers": 0)"),
+            "ds.json: \"strata.staging_buffers\" must be \"auto\" or an integer from 1 to 1024, "
+            "found 0"},
+        Refusal{
+            "SpeculationWithOneSlot", own(R"("speculate": "always")"),
+            "ds.json: \"strata.speculate\" is \"always\", which takes a second slot to write to "
+            "while the first still counts: set \"strata.slots\" to 2 and leave "
+            "\"strata.overlap\" on"},
+        Refusal{"PinningWithoutABudget", own(R"("pin_state": "always")"),
+                "ds.json: \"strata.pin_state\" is \"always\" without a budget to fill: give "
+                "\"strata.host_memory\""},
         Refusal{"BlockSizeOffTheGrid", with_batch(R"("aio": {"block_size": 1000})"),
                 "ds.json: \"aio.block_size\" must be a multiple of 4096 bytes from 4096 to "
                 "\"1GiB\", found 1000"},
@@ -442,6 +452,25 @@ TEST(Config, StratasPlacementOverridesKindByKind) {
   EXPECT_THAT(config.nvme_paths, ElementsAre("/n"));
 }
 
+// A budget given beside device "nvme" is filled with state, unless a person has placed it, or wants
+// it all on disk.
+TEST(Config, StateIsPinnedWhereABudgetIsGivenForIt) {
+  const auto pins = [](const std::string& more) {
+    return parse(R"({"train_batch_size": 1, "zero_optimization": {"offload_optimizer":
+                     {"device": "nvme", "nvme_path": "/n"}}, "strata": {)" +
+                 more + "}}")
+        .pin_state;
+  };
+  EXPECT_FALSE(pins(""));
+  EXPECT_TRUE(pins(R"("host_memory": "1GiB")"));
+  EXPECT_TRUE(pins(R"("host_memory": "1GiB", "placement": {"param": {"host": 1}})"));
+  EXPECT_FALSE(pins(R"("host_memory": "1GiB", "placement": {"master": {"nvme": 1}})"));
+  EXPECT_FALSE(pins(R"("host_memory": "1GiB", "slots": 2)"));
+  EXPECT_FALSE(pins(R"("host_memory": "1GiB", "pin_state": "never")"));
+  EXPECT_TRUE(pins(R"("host_memory": "1GiB", "slots": 2, "pin_state": "always")"));
+  EXPECT_FALSE(parse(own(R"("host_memory": "1GiB")")).pin_state) << "nothing is on nvme";
+}
+
 TEST(Config, SizesAreBytesOrStringsWithAUnit) {
   const Config config = parse(R"({"train_batch_size": 1, "aio": {"block_size": "64KiB"},
       "strata": {"device_memory": "64MiB", "host_memory": "1.5GB"}})");
@@ -455,6 +484,7 @@ TEST(Config, StratasOwnKeysLand) {
   const Config config = parse(R"({"train_batch_size": 1, "bf16": {"enabled": true},
     "gradient_clipping": 1, "aio": {"queue_depth": 64, "intra_op_parallelism": 3},
     "strata": {"device": "host", "compute_threads": 2, "optimizer_threads": 1, "overlap": false,
+               "overlap_update": false, "speculate": "never",
                "staging_buffers": 5, "recompute": "always", "io_engine": "threads",
                "io_direct": "required", "slots": 2, "seed": 18446744073709551615}})");
   EXPECT_EQ(config.dtype, DType::bf16);
@@ -465,7 +495,11 @@ TEST(Config, StratasOwnKeysLand) {
   EXPECT_EQ(config.compute_threads, 2);
   EXPECT_EQ(config.optimizer_threads, 1);
   EXPECT_FALSE(config.overlap);
+  EXPECT_FALSE(config.overlap_update);
+  EXPECT_EQ(config.speculate, SpeculateChoice::never);
   EXPECT_EQ(config.staging_buffers, 5);
+  EXPECT_EQ(parse(own(R"("staging_buffers": "auto")")).staging_buffers,
+            Config::kAutoStagingBuffers);
   EXPECT_EQ(config.recompute, RecomputeChoice::always);
   EXPECT_EQ(config.io_engine, IoChoice::threads);
   EXPECT_EQ(config.io_direct, DirectChoice::required);

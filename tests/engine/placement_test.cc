@@ -108,6 +108,11 @@ std::vector<Variant> ways_to_run() {
          c.overlap_update = false;
          c.sub_group_numel = 3 * kGrainNumel;
        }},
+      {"never_speculating",
+       [](Config& c) {
+         c.speculate = SpeculateChoice::never;
+         c.sub_group_numel = 2 * kGrainNumel;
+       }},
       {"one_staging_buffer",
        [](Config& c) {
          c.staging_buffers = 1;

@@ -46,9 +46,9 @@ struct RunOutcome {
   int skipped_steps = 0;
 };
 
-// Trains `steps` steps and checks, in every step, that the bytes moved are the plan's, and that
-// peaks are at most the plan and the plan at most the budgets. Steps are skipped in fp16 alone,
-// and move what they please. Ranks take turns at micro-batches.
+// Trains `steps` steps and checks, in every step, that the bytes moved are the plan's and those of
+// what was done again, and that peaks are at most the plan and the plan at most the budgets. Steps
+// are skipped in fp16 alone, and move what they please. Ranks take turns at micro-batches.
 RunOutcome run_tiny(const Config& config, int steps, const engine::Disturbance& disturbance = {},
                     const World& world = {});
 

@@ -71,7 +71,7 @@ class ReadLog final : public TrafficSink {
 class Rig {
  public:
   Rig(const TierSetup& setup, int64_t sub_group_grains, int buffers, bool overlap, uint64_t seed,
-      UpdateFn update, std::optional<io::FaultPlan> faults = {})
+      UpdateFn update, std::optional<io::FaultPlan> faults = {}, int slots = 1)
       : device_(make_host_device({.delay_seed = seed}, recorder_)),
         compute_(device_->create_queue({"compute", 1})),
         copy_in_(device_->create_queue({"copy in", 1})),
@@ -80,6 +80,7 @@ class Rig {
         gradients_(make_host_queue({"gradients", 1}, {}, recorder_)),
         host_(make_host_queue({"host", 2}, {.delay_seed = seed + 1}, recorder_)) {
     TrainingStateSpec spec;
+    spec.slots = slots;
     spec.param = Placement(setup.param, kGrains);
     for (size_t i = 0; i < kOptimizerKindCount; ++i) {
       spec.optimizer_state[i] = Placement(setup.state[i], kGrains);
@@ -103,7 +104,12 @@ class Rig {
       SlotLayout layout = spec.slot_layout();
       SlotStore::Files files{
           io::BlockFile::create_scratch(directory_.path(), layout.file_bytes(), {}, log_), {}};
-      store_.emplace(std::move(layout), std::move(files), *pump_, std::span<std::byte>());
+      if (slots > 1) {
+        files.journal = io::BlockFile::create_scratch(directory_.path(),
+                                                      SlotStore::journal_bytes(layout), {}, log_);
+      }
+      store_.emplace(std::move(layout), std::move(files), *pump_,
+                     std::span<std::byte>(transfer_.data(), transfer_.bytes()));
     }
     state_.emplace(spec, *tiers_, store_ ? &*store_ : nullptr, pump_.get(), *copy_in_);
     pipeline_.emplace(
@@ -153,6 +159,10 @@ class Rig {
   void await_parameters() {
     for (int32_t sub_group : order_) pipeline_->parameters(sub_group).wait();
   }
+  void commit() {
+    pipeline_->settle();
+    store_->commit({});
+  }
   // What was promised is what was moved.
   void expect_promises_kept() {
     pipeline_->settle();
@@ -190,6 +200,10 @@ class Rig {
 void toy_update(const UpdateSpans& spans, Queue& queue) {
   queue.run([spans] {
     auto* master = reinterpret_cast<float*>(spans.state[0]);
+    if (spans.purpose == Purpose::restoration) {
+      std::copy_n(master, spans.grains.numel(), reinterpret_cast<float*>(spans.param));
+      return;
+    }
     auto* exp_avg = reinterpret_cast<float*>(spans.state[1]);
     auto* exp_avg_sq = reinterpret_cast<float*>(spans.state[2]);
     const auto* grad = reinterpret_cast<const float*>(spans.grad);
@@ -297,8 +311,8 @@ TEST(OptimizerPipelineOrderTest, ReadsAheadFollowWhatIsUnderWay) {
   EXPECT_EQ(rig.read(StateKind::exp_avg)[5], 3009);
 }
 
-// One update stands still, the last one: with one buffer state arrives in order. The others' parameters
-// can be had.
+// One update stands still, the last one: with one buffer state arrives in order. The others'
+// parameters can be had.
 TEST(OptimizerPipelineWaitTest, ASubGroupsParametersWaitForNoOther) {
   for (const TierSetup& setup : kSetups) {
     if (setup.state[0].device > 0) continue;  // updated in the order of the device's queue
@@ -333,12 +347,110 @@ TEST(OptimizerPipelineWaitTest, AnUpdateWaitsForItsGradient) {
     const std::future<void> gone = go.get_future();
     rig.gradients().run([&gone] { gone.wait(); });
     const Event gradient = rig.gradients().record();
-    for (int32_t sub_group : rig.order()) rig.pipeline().submit(sub_group, gradient);
+    for (int32_t sub_group : rig.order())
+      rig.pipeline().submit(sub_group, Purpose::update, gradient);
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
     EXPECT_EQ(rig.updates(), 0) << setup.name;
     go.set_value();
     EXPECT_EQ(rig.read(StateKind::exp_avg)[5], 3007) << setup.name;
   }
+}
+
+class Speculation : public testing::TestWithParam<TierSetup> {
+ protected:
+  Speculation() : rig_(GetParam(), 4, 2, true, 11, toy_update, {}, /*slots=*/2) { rig_.fill(); }
+
+  void speculate() {
+    rig_.pipeline().read_ahead(rig_.order());
+    for (int32_t sub_group : rig_.order()) {
+      rig_.pipeline().submit(sub_group, Purpose::speculation);
+    }
+    rig_.await_parameters();
+  }
+  // As after that many steps.
+  void expect_state(int steps) {
+    const auto exp_avg = rig_.read(StateKind::exp_avg);
+    const auto param = rig_.read(StateKind::param);
+    const auto master = rig_.read(StateKind::master);
+    for (size_t i = 0; i < exp_avg.size(); ++i) {
+      const auto x = static_cast<float>(i);
+      float expected = 2000 + x;
+      for (int step = 0; step < steps; ++step) expected += 1000 + x;
+      ASSERT_EQ(exp_avg[i], 3000 + x + 2 * static_cast<float>(steps)) << i;
+      ASSERT_EQ(master[i], expected) << i;
+      ASSERT_EQ(param[i], expected) << i;
+    }
+    rig_.expect_promises_kept();
+  }
+  Rig rig_;
+};
+
+INSTANTIATE_TEST_SUITE_P(OnNvme, Speculation, testing::Values(kSetups[2], kSetups[3]),
+                         [](const auto& tested) { return tested.param.name; });
+
+TEST_P(Speculation, CountsWhenItIsCommitted) {
+  speculate();
+  rig_.commit();
+  expect_state(1);
+}
+
+// All of it from the slot that still counts: once, not twice.
+TEST_P(Speculation, IsDoneAgainFromTheCurrentSlot) {
+  speculate();
+  for (int32_t sub_group : rig_.order()) {
+    EXPECT_FALSE(rig_.pipeline().recall(sub_group));
+    rig_.pipeline().submit(sub_group);
+  }
+  rig_.await_parameters();
+  rig_.commit();
+  expect_state(1);
+}
+
+TEST_P(Speculation, LeavesNoTraceWhenItIsRestored) {
+  for (const bool committed : {false, true}) {
+    speculate();
+    rig_.pipeline().settle();
+    for (int32_t sub_group : rig_.order()) {
+      rig_.pipeline().submit(sub_group, Purpose::restoration);
+    }
+    rig_.await_parameters();
+    rig_.expect_promises_kept();
+    EXPECT_EQ(rig_.read(StateKind::param), rig_.read(StateKind::master));
+    if (!committed) {
+      speculate();
+      rig_.commit();
+    }
+  }
+  expect_state(1);
+}
+
+// One buffer is held by an update that has begun: what comes after it can be recalled, and counts
+// only when it is submitted again.
+TEST_P(Speculation, IsRecalledWhereItHasNotBegun) {
+  std::promise<void> go;
+  const std::shared_future<void> gone = go.get_future().share();
+  Rig rig(
+      GetParam(), 4, 1, true, 0,
+      [&](const UpdateSpans& spans, Queue& queue) {
+        queue.run([&gone] { gone.wait(); });
+        toy_update(spans, queue);
+      },
+      {}, /*slots=*/2);
+  rig.fill();
+  const LinkBytes before = rig.pipeline().promised();
+  for (int32_t sub_group : rig.order()) rig.pipeline().submit(sub_group, Purpose::speculation);
+  size_t recalled = 0;
+  for (size_t i = 1; i < rig.order().size(); ++i)
+    if (rig.pipeline().recall(rig.order()[i])) ++recalled;
+  EXPECT_EQ(recalled, rig.order().size() - 1);
+  go.set_value();
+  rig.expect_promises_kept();
+  EXPECT_EQ(rig.reads(), std::vector<int32_t>{rig.order().front()});
+  EXPECT_NE(rig.pipeline().promised(), before);
+  for (size_t i = 1; i < rig.order().size(); ++i) rig.pipeline().submit(rig.order()[i]);
+  rig.commit();
+  rig.expect_promises_kept();
+  EXPECT_EQ(rig.read(StateKind::exp_avg)[5], 3007);
 }
 
 TEST(OptimizerPipelineFailureTest, ADiskErrorEndsTheStepAsIoError) {
@@ -356,7 +468,7 @@ TEST(OptimizerPipelineFailureTest, ADiskErrorEndsTheStepAsIoError) {
 // that is left alone goes down with its failure.
 TEST(OptimizerPipelineFailureTest, NoFailureIsSilentAndNoneHangs) {
   bool failed = true;
-  for (int64_t fail_at = 20; failed; ++fail_at) {
+  for (int64_t fail_at = 20; failed; fail_at += 5) {
     ASSERT_LT(fail_at, 200);
     const io::FaultPlan faults{.fail_at = fail_at};
     const auto make = [&] {

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 namespace strata::offload {
 namespace {
 
@@ -32,6 +34,17 @@ TEST(PlacementTest, WholeFractionsLeaveNoRemainder) {
     EXPECT_EQ(Placement({0, 1, 0}, grains).range(Tier::host).grains(), grains);
     EXPECT_EQ(Placement({0, 0, 1}, grains).range(Tier::nvme).grains(), grains);
     EXPECT_EQ(Placement({0.5, 0.5, 0}, grains).range(Tier::nvme).grains(), 0);
+  }
+}
+
+TEST(PlacementTest, PinningMovesTheStartOfNvmesPart) {
+  const Placement placement({0.2, 0.3, 0.5}, 100);
+  for (int64_t grain : {0, 30, 50, 51, 99, 100, 200}) {
+    const Placement pinned = placement.pinned_until(grain);
+    const int64_t nvme_begin = std::clamp<int64_t>(grain, 50, 100);
+    EXPECT_EQ(pinned.range(Tier::device), (GrainRange{0, 20}));
+    EXPECT_EQ(pinned.range(Tier::host), (GrainRange{20, nvme_begin})) << grain;
+    EXPECT_EQ(pinned.range(Tier::nvme), (GrainRange{nvme_begin, 100})) << grain;
   }
 }
 

@@ -1,31 +1,7 @@
-// Counts every allocation of the process, so it is a binary of its own.
-#include <cstdlib>
-#include <new>
-
+// I/O under way takes nothing from the system, disturbed or not.
 #include "io/striped_file.h"
+#include "tests/interposition.h"
 #include "tests/io/io_test_support.h"
-
-namespace {
-
-std::atomic<size_t> allocations = 0;
-
-void* counted(size_t bytes, size_t alignment) {
-  ++allocations;
-  void* p = nullptr;
-  if (::posix_memalign(&p, std::max(alignment, sizeof(void*)), bytes) != 0) throw std::bad_alloc();
-  return p;
-}
-
-}  // namespace
-
-void* operator new(size_t bytes) { return counted(bytes, alignof(std::max_align_t)); }
-void* operator new(size_t bytes, std::align_val_t alignment) {
-  return counted(bytes, static_cast<size_t>(alignment));
-}
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete(void* p, size_t) noexcept { std::free(p); }
-void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
-void operator delete(void* p, size_t, std::align_val_t) noexcept { std::free(p); }
 
 namespace strata::io {
 namespace {
@@ -70,7 +46,7 @@ TEST_P(SteadyState, AllocatesNothing) {
   std::array<IoRequest, kRequests> requests;
   std::array<IoRequest*, kRequests> done;
 
-  const size_t before = allocations;
+  const auto before = testing_support::acquisitions();
   for (const Op op : {Op::write, Op::read, Op::write, Op::read}) {
     for (size_t i = 0; i < kRequests; ++i) {
       const size_t offset = i * kRequestBytes;
@@ -80,7 +56,7 @@ TEST_P(SteadyState, AllocatesNothing) {
     while (engine.in_flight() > 0) engine.reap(done, kNoLimit);
     engine.wake();
   }
-  EXPECT_EQ(allocations - before, 0u);
+  EXPECT_EQ(testing_support::acquisitions() - before, testing_support::Acquisitions{});
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, SteadyState,

@@ -55,7 +55,8 @@ class Matmul {
 };
 
 // Owns prepared products. Preparing allocates and takes about a millisecond; running one allocates
-// nothing but what oneDNN itself takes for its argument list (six to nine small blocks a call).
+// nothing but what oneDNN itself takes for its argument list: a small block an argument and two or
+// three more, which its interface offers no way around.
 // Not thread-safe, but for Matmul::run as said. Throws DeviceError with oneDNN's own words.
 class MatmulCache {
  public:

@@ -1,4 +1,4 @@
-// Between threads of one process the verbs allocate nothing.
+// Between threads of one process the verbs take nothing from the system.
 #include <gtest/gtest.h>
 
 #include <barrier>
@@ -7,12 +7,12 @@
 #include "kernels/device/host_device.h"
 #include "strata/grain.h"
 #include "tests/engine/comm/ranks.h"
-#include "tests/kernels/device/counting_new.h"
+#include "tests/interposition.h"
 
 namespace strata {
 namespace {
 
-TEST(CommunicatorSteadyState, LocalVerbsAllocateNothing) {
+TEST(CommunicatorSteadyState, LocalVerbsTakeNothing) {
   constexpr int kRanks = 3;
   constexpr int64_t kShard = 2 * kGrainNumel;
   NullTrafficSink sink;
@@ -33,11 +33,11 @@ TEST(CommunicatorSteadyState, LocalVerbsAllocateNothing) {
     };
     step();
     all_here.arrive_and_wait();
-    const int64_t before = allocations();
+    const auto before = testing_support::acquisitions();
     all_here.arrive_and_wait();
     for (int i = 0; i < 100; ++i) step();
     all_here.arrive_and_wait();
-    EXPECT_EQ(allocations(), before);
+    EXPECT_EQ(testing_support::acquisitions(), before);
     all_here.arrive_and_wait();
   });
 }

@@ -1,6 +1,7 @@
 // strata bench adam: the fused update of every optimizer against streaming the same bytes.
 #include <fmt/format.h>
 
+#include <array>
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -24,6 +25,8 @@ struct BenchAdamOptions : OptimizerBenchOptions {
   std::string isa;
   std::string grad_dtype = "bf16";
   std::string param_dtype = "bf16";
+  std::string master_codec = "fp32";
+  std::string moment_codec = "fp32";
 };
 
 // The options' meaning. Throws ConfigError where they have none.
@@ -32,8 +35,11 @@ struct Setting : OptimizerBenchSetting {
 
   std::vector<OptimizerKind> optimizers;
   std::vector<std::string_view> isas;
-  StateDTypes dtypes;
+  std::vector<StateForm> forms;
 };
+
+constexpr std::array kMasterCodecs = {Codec::fp32, Codec::split16};
+constexpr std::array kMomentCodecs = {Codec::fp32, Codec::bf16, Codec::int8};
 
 // The one of `all` that has this name, or all of them for "all".
 template <typename T, typename Names, typename NameOf>
@@ -49,6 +55,28 @@ std::vector<T> chosen(const std::string& option, const std::string& value, const
                                 fmt::join(names, "\", \"")));
 }
 
+// Every combination of codecs asked for.
+std::vector<StateForm> forms_of(const BenchAdamOptions& options) {
+  const auto name_of = [](Codec codec) { return name(codec); };
+  const DType grad = float_dtype("--grad-dtype", options.grad_dtype);
+  const DType param = float_dtype("--param-dtype", options.param_dtype);
+  std::vector<StateForm> forms;
+  for (Codec master :
+       chosen<Codec>("--master-codec", options.master_codec, kMasterCodecs, name_of)) {
+    if (master == Codec::split16 && param != DType::bf16) {
+      throw ConfigError(
+          fmt::format("--master-codec split16 keeps what bf16 parameters leave, and --param-dtype "
+                      "is {}: say bf16, or --master-codec fp32",
+                      name(param)));
+    }
+    for (Codec moments :
+         chosen<Codec>("--moment-codec", options.moment_codec, kMomentCodecs, name_of)) {
+      forms.push_back({grad, param, master, moments});
+    }
+  }
+  return forms;
+}
+
 Setting::Setting(const BenchAdamOptions& options)
     : OptimizerBenchSetting(options),
       optimizers(chosen<OptimizerKind>("--optimizer", options.optimizer, kOptimizers,
@@ -57,22 +85,22 @@ Setting::Setting(const BenchAdamOptions& options)
                ? std::vector<std::string_view>{ops::active_isa()}
                : chosen<std::string_view>("--isa", options.isa, ops::available_isas(),
                                           [](std::string_view isa) { return isa; })),
-      dtypes{float_dtype("--grad-dtype", options.grad_dtype),
-             float_dtype("--param-dtype", options.param_dtype)} {}
+      forms(forms_of(options)) {}
 
 // The cases of one optimizer, each beside the ceiling.
 class OptimizerBench {
  public:
-  OptimizerBench(OptimizerKind kind, const Setting& setting)
+  OptimizerBench(OptimizerKind kind, const StateForm& form, const Setting& setting)
       : kind_(kind),
+        form_(form),
         setting_(setting),
-        state_(kind, setting.numel, setting.dtypes),
+        state_(kind, setting.numel, form),
         stream_(state_.stream_spans()),
         loop_(fastest_loop(stream_, {setting.repetition.seconds / 2, setting.repetition.rounds})) {
     for (std::string_view isa : setting.isas) {
       add_case(isa, Moments::ordinary);
       // Adagrad's sum only grows.
-      if (moments_of(kind).exp_avg) add_case(isa, Moments::decayed);
+      if (moments_of(kind).exp_avg && form.moments == Codec::fp32) add_case(isa, Moments::decayed);
     }
   }
 
@@ -91,6 +119,8 @@ class OptimizerBench {
     Json ceiling = {{"loop", to_string(loop_)}};
     ceiling.update(measured(all_ceilings, stream_bytes(stream_), setting_.numel));
     return {{"optimizer", name(kind_)},
+            {"master_codec", name(form_.master)},
+            {"moment_codec", name(form_.moments)},
             {"bytes_per_element", stream_bytes(stream_)},
             {"rounds", times[0].rounds()},
             {"ceiling", ceiling},
@@ -112,11 +142,12 @@ class OptimizerBench {
            ops::force_isa(isa);
            if (decayed) state_.decay_moments();
          },
-         [scalars, spans = state_.optimizer_spans()] { ops::optimizer_update(scalars, spans); }});
+         [scalars, spans = state_.encoded_spans()] { ops::optimizer_update(scalars, spans); }});
     cases_.push_back({{"isa", isa}, {"moments", decayed ? "decayed" : "ordinary"}});
   }
 
   const OptimizerKind kind_;
+  const StateForm form_;
   const Setting& setting_;
   const TrainingState state_;
   const StreamSpans stream_;
@@ -136,8 +167,10 @@ void print_text(const Json& result) {
                                        {"ratio_of_best", "of its best", 13, "{:.3f}"}};
   for (const Json& optimizer : result.at("optimizers")) {
     Json ceiling = optimizer.at("ceiling");
-    fmt::print("{}: {} bytes an element, {} rounds; ceiling: {}\n",
+    fmt::print("{}, master {}, moments {}: {} bytes an element, {} rounds; ceiling: {}\n",
                optimizer.at("optimizer").get<std::string>(),
+               optimizer.at("master_codec").get<std::string>(),
+               optimizer.at("moment_codec").get<std::string>(),
                optimizer.at("bytes_per_element").get<int>(), optimizer.at("rounds").get<int>(),
                ceiling.at("loop").get<std::string>());
     ceiling.update({{"isa", "ceiling"}, {"moments", ""}, {"ratio", 1}, {"ratio_of_best", 1}});
@@ -149,22 +182,27 @@ void print_text(const Json& result) {
 
 void bench_adam(const BenchAdamOptions& options) {
   const Setting setting(options);
+  const StateForm& dtypes = setting.forms.front();
   for (OptimizerKind kind : setting.optimizers) {
-    require_memory(TrainingState::bytes(kind, setting.numel, setting.dtypes));
+    for (const StateForm& form : setting.forms) {
+      require_memory(TrainingState::bytes(kind, setting.numel, form));
+    }
   }
   const TeamScope team(setting.threads);
   Json result = {{"bench", "adam"},
                  {"numel", setting.numel},
-                 {"grad_dtype", name(setting.dtypes.grad)},
-                 {"param_dtype", name(setting.dtypes.param)},
+                 {"grad_dtype", name(dtypes.grad)},
+                 {"param_dtype", name(dtypes.param)},
                  {"threads", setting.threads},
                  {"optimizers", Json::array()}};
   if (!options.json) {
     fmt::print("{} elements, {} gradients, {} parameters, {} threads\n\n", setting.numel,
-               name(setting.dtypes.grad), name(setting.dtypes.param), setting.threads);
+               name(dtypes.grad), name(dtypes.param), setting.threads);
   }
   for (OptimizerKind kind : setting.optimizers) {
-    result["optimizers"].push_back(OptimizerBench(kind, setting).run());
+    for (const StateForm& form : setting.forms) {
+      result["optimizers"].push_back(OptimizerBench(kind, form, setting).run());
+    }
   }
   options.json ? fmt::print("{}\n", result.dump(2)) : print_text(result);
 }
@@ -181,6 +219,10 @@ void add_bench_adam(CLI::App& bench) {
                       "Instruction set, or all that this machine has: all; the best if not given");
   command->add_option("--grad-dtype", options->grad_dtype, "fp32, bf16 (the default) or fp16");
   command->add_option("--param-dtype", options->param_dtype, "fp32, bf16 (the default) or fp16");
+  command->add_option("--master-codec", options->master_codec,
+                      "How masters are kept: fp32 (the default), split16, or both: all");
+  command->add_option("--moment-codec", options->moment_codec,
+                      "How moments are kept: fp32 (the default), bf16, int8, or all of them: all");
   add_options(*command, *options);
   command->footer(
       "The ceiling is the fastest of several loops that read and write the same bytes in place,\n"

@@ -17,6 +17,14 @@ namespace {
 constexpr int64_t kDefaultNumel = int64_t{64} << 20;
 constexpr int64_t kSmokeNumel = 16 * kGrainNumel;
 
+// A codec's store as so many elements of so many bytes.
+size_t element_bytes(Codec codec) {
+  return static_cast<size_t>(stored_bytes(codec, kGrainNumel) / kGrainNumel);
+}
+int64_t stored_numel(Codec codec, int64_t numel) {
+  return stored_bytes(codec, numel) / static_cast<int64_t>(element_bytes(codec));
+}
+
 }  // namespace
 
 void add_options(CLI::App& command, OptimizerBenchOptions& options) {
@@ -50,26 +58,49 @@ DType float_dtype(const std::string& option, const std::string& value) {
   throw ConfigError(fmt::format("{} is \"{}\": say \"fp32\", \"bf16\" or \"fp16\"", option, value));
 }
 
-TrainingState::TrainingState(OptimizerKind kind, int64_t numel, const StateDTypes& dtypes)
+TrainingState::TrainingState(OptimizerKind kind, int64_t numel, const StateForm& form)
     : numel_(numel),
-      dtypes_(dtypes),
-      master_(numel, sizeof(float)),
-      grad_(numel, size_bytes(dtypes.grad)),
-      param_(numel, size_bytes(dtypes.param)) {
-  if (moments_of(kind).exp_avg) exp_avg_.emplace(numel, sizeof(float));
-  if (moments_of(kind).exp_avg_sq) exp_avg_sq_.emplace(numel, sizeof(float));
-  float* master = master_.as<float>();
-  parallel_for(numel, kGrainNumel, [master](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) master[i] = 0.001f * static_cast<float>(i % 997 - 498);
+      form_(form),
+      master_(stored_numel(form.master, numel), element_bytes(form.master)),
+      grad_(numel, size_bytes(form.grad)),
+      param_(numel, size_bytes(form.param)) {
+  const int64_t stored = stored_numel(form.moments, numel);
+  if (moments_of(kind).exp_avg) exp_avg_.emplace(stored, element_bytes(form.moments));
+  if (moments_of(kind).exp_avg_sq) exp_avg_sq_.emplace(stored, element_bytes(form.moments));
+  const BenchMemory values(numel, sizeof(float));
+  parallel_for(numel, kGrainNumel, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      values.as<float>()[i] = 0.001f * static_cast<float>(i % 997 - 498);
+    }
   });
-  ops::cast(grad_.as<void>(), dtypes.grad, master, DType::fp32, numel);
+  ops::encode_master(form.master, values.as<float>(), numel, master_.as<std::byte>());
+  ops::cast(param_.as<void>(), form.param, values.as<float>(), DType::fp32, numel);
+  ops::cast(grad_.as<void>(), form.grad, values.as<float>(), DType::fp32, numel);
 }
 
-uint64_t TrainingState::bytes(OptimizerKind kind, int64_t numel, const StateDTypes& dtypes) {
+uint64_t TrainingState::bytes(OptimizerKind kind, int64_t numel, const StateForm& form) {
   const OptimizerMoments moments = moments_of(kind);
-  const size_t states = size_t{1} + (moments.exp_avg ? 1 : 0) + (moments.exp_avg_sq ? 1 : 0);
-  return static_cast<uint64_t>(numel) *
-         (states * sizeof(float) + size_bytes(dtypes.grad) + size_bytes(dtypes.param));
+  const int64_t kept = (moments.exp_avg ? 1 : 0) + (moments.exp_avg_sq ? 1 : 0);
+  const auto elements = static_cast<uint64_t>(numel);
+  return static_cast<uint64_t>(stored_bytes(form.master, numel) +
+                               kept * stored_bytes(form.moments, numel)) +
+         elements * (size_bytes(form.grad) + size_bytes(form.param)) +
+         elements * sizeof(float);  // the values that fill it
+}
+
+ops::EncodedSpans TrainingState::encoded_spans() const {
+  const auto moment = [this](const std::optional<BenchMemory>& memory) {
+    return memory ? ops::StateSpan{memory->as<std::byte>(), form_.moments} : ops::StateSpan{};
+  };
+  return {.master = {master_.as<std::byte>(), form_.master},
+          .exp_avg = moment(exp_avg_),
+          .exp_avg_sq = moment(exp_avg_sq_),
+          .grad = grad_.as<void>(),
+          .param = param_.as<void>(),
+          .grad_dtype = form_.grad,
+          .param_dtype = form_.param,
+          .begin = 0,
+          .end = numel_};
 }
 
 ops::OptimizerSpans TrainingState::optimizer_spans() const {
@@ -79,24 +110,28 @@ ops::OptimizerSpans TrainingState::optimizer_spans() const {
           .grad = grad_.as<void>(),
           .param = param_.as<void>(),
           .numel = numel_,
-          .grad_dtype = dtypes_.grad,
-          .param_dtype = dtypes_.param};
+          .grad_dtype = form_.grad,
+          .param_dtype = form_.param};
 }
 
+// Of int8, the codes: its scales are one part in 64.
 StreamSpans TrainingState::stream_spans() const {
-  StreamSpans spans{.state = {master_.as<float>()},
-                    .states = 1,
-                    .grad = grad_.as<void>(),
-                    .grad_bytes = size_bytes(dtypes_.grad),
-                    .param = param_.as<void>(),
-                    .param_bytes = size_bytes(dtypes_.param),
-                    .numel = numel_};
-  if (exp_avg_) spans.state[spans.states++] = exp_avg_->as<float>();
-  if (exp_avg_sq_) spans.state[spans.states++] = exp_avg_sq_->as<float>();
+  StreamSpans spans{.numel = numel_};
+  spans.add(master_.as<void>(), element_bytes(form_.master), StreamAccess::in_place);
+  for (const auto* moment : {&exp_avg_, &exp_avg_sq_}) {
+    if (*moment) {
+      spans.add((*moment)->as<void>(), element_bytes(form_.moments), StreamAccess::in_place);
+    }
+  }
+  spans.add(grad_.as<void>(), size_bytes(form_.grad), StreamAccess::read);
+  const bool is_split = form_.master == Codec::split16;
+  spans.add(param_.as<void>(), size_bytes(form_.param),
+            is_split ? StreamAccess::in_place : StreamAccess::write);
   return spans;
 }
 
 void TrainingState::decay_moments() const {
+  if (form_.moments != Codec::fp32) return;
   constexpr float kMin = std::numeric_limits<float>::min();
   parallel_for(numel_, kGrainNumel, [&](int64_t begin, int64_t end) {
     for (const auto* moment : {&exp_avg_, &exp_avg_sq_}) {
@@ -106,7 +141,11 @@ void TrainingState::decay_moments() const {
 }
 
 size_t stream_bytes(const StreamSpans& spans) {
-  return 2 * spans.states * sizeof(float) + spans.grad_bytes + spans.param_bytes;
+  size_t bytes = 0;
+  for (const StreamSpan& span : spans.all()) {
+    bytes += span.element_bytes * (span.access == StreamAccess::in_place ? 2 : 1);
+  }
+  return bytes;
 }
 
 StreamLoop fastest_loop(const StreamSpans& spans, const Repetition& repetition) {

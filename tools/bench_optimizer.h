@@ -37,27 +37,32 @@ struct OptimizerBenchSetting {
 // Throws ConfigError naming the option when it is not a floating-point dtype.
 DType float_dtype(const std::string& option, const std::string& value);
 
-struct StateDTypes {
+// How training state is kept.
+struct StateForm {
   DType grad = DType::bf16;
   DType param = DType::bf16;
+  Codec master = Codec::fp32;
+  Codec moments = Codec::fp32;
 };
 
 // Training state of one optimizer, with ordinary values. Filled by the calling thread's team.
 class TrainingState {
  public:
-  TrainingState(OptimizerKind kind, int64_t numel, const StateDTypes& dtypes);
+  TrainingState(OptimizerKind kind, int64_t numel, const StateForm& form);
 
   // What a state of this kind takes.
-  static uint64_t bytes(OptimizerKind kind, int64_t numel, const StateDTypes& dtypes);
+  static uint64_t bytes(OptimizerKind kind, int64_t numel, const StateForm& form);
 
+  ops::EncodedSpans encoded_spans() const;
+  // The same where all of it is fp32.
   ops::OptimizerSpans optimizer_spans() const;
   StreamSpans stream_spans() const;
-  // Every moment becomes the smallest normal number, which a gradient of zero takes below it.
+  // Every fp32 moment becomes the smallest normal number, which a gradient of zero takes below it.
   void decay_moments() const;
 
  private:
   const int64_t numel_;
-  const StateDTypes dtypes_;
+  const StateForm form_;
   BenchMemory master_;
   BenchMemory grad_;
   BenchMemory param_;
@@ -65,8 +70,7 @@ class TrainingState {
   std::optional<BenchMemory> exp_avg_sq_;
 };
 
-// Bytes an element that a pass over the spans moves: state is read and written, the gradient read,
-// the parameter written.
+// Bytes an element that a pass over the spans moves.
 size_t stream_bytes(const StreamSpans& spans);
 
 // Which of stream_loops() streams these spans fastest here; tries them all.

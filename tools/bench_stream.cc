@@ -12,97 +12,56 @@ HWY_BEFORE_NAMESPACE();
 namespace strata::tools::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-using F32 = hn::ScalableTag<float>;
-using F32Vec = hn::Vec<F32>;
-constexpr int64_t kLanes = hn::MaxLanes(F32());
+using U32 = hn::ScalableTag<uint32_t>;
+using U32Vec = hn::Vec<U32>;
+constexpr int64_t kVectorBytes = hn::MaxLanes(U32()) * 4;
+constexpr int64_t kLineBytes = 64;
 
-// From and to float or, as bf16 cut short, uint16_t.
-HWY_INLINE F32Vec widen(const float* from) { return hn::LoadU(F32(), from); }
-HWY_INLINE F32Vec widen(const uint16_t* from) {
-  const hn::RebindToUnsigned<F32> du;
-  const auto bits = hn::LoadU(hn::Rebind<uint16_t, F32>(), from);
-  return hn::BitCast(F32(), hn::ShiftLeft<16>(hn::PromoteTo(du, bits)));
-}
-template <class D>
-HWY_INLINE void write(hn::Vec<D> x, D d, bool streaming, hn::TFromD<D>* to) {
-  if constexpr (sizeof(hn::TFromD<D>) * hn::MaxLanes(d) >= 16) {
-    if (streaming) return hn::Stream(x, d, to);
-  }
-  hn::StoreU(x, d, to);
-}
-HWY_INLINE void narrow(F32Vec x, bool streaming, float* to) { write(x, F32(), streaming, to); }
-HWY_INLINE void narrow(F32Vec x, bool streaming, uint16_t* to) {
-  const hn::Rebind<uint16_t, F32> d;
-  const auto bits = hn::BitCast(hn::RebindToUnsigned<F32>(), x);
-  write(hn::TruncateTo(d, hn::ShiftRight<16>(bits)), d, streaming, to);
-}
-
-template <int64_t kBlock, class T>
-HWY_INLINE void prefetch_block(const T* from) {
-  constexpr int64_t kLine = 64 / sizeof(T);
-  for (int64_t i = 0; i < kBlock; i += kLine) hwy::Prefetch(from + i);
-}
-
-template <int64_t kBlock, size_t kStates, class Grad, class Param>
-void stream_blocks(const StreamSpans& spans, const StreamLoop& loop, int64_t begin, int64_t end) {
-  const F32 d;
-  // Not constants to the compiler, which would leave the arithmetic out.
-  volatile float volatile_one = 1;
-  volatile float volatile_zero = 0;
-  const F32Vec one = hn::Set(d, volatile_one);
-  const F32Vec zero = hn::Set(d, volatile_zero);
-  const std::array<float*, 3> state = spans.state;
-  const auto* grad = static_cast<const Grad*>(spans.grad);
-  auto* param = static_cast<Param*>(spans.param);
-  const int64_t ahead = loop.prefetch_numel;
-  const bool streaming = loop.streaming_param;
-  for (int64_t i = begin; i < end; i += kBlock) {
-    if (ahead > 0) {
-      for (size_t k = 0; k < kStates; ++k) prefetch_block<kBlock>(state[k] + i + ahead);
-      prefetch_block<kBlock>(grad + i + ahead);
-    }
-    for (int64_t j = i; j < i + kBlock; j += kLanes) {
-      const F32Vec master = hn::MulAdd(widen(grad + j), zero, hn::LoadU(d, state[0] + j));
-      hn::StoreU(master, d, state[0] + j);
-      for (size_t k = 1; k < kStates; ++k) {
-        hn::StoreU(hn::Mul(hn::LoadU(d, state[k] + j), one), d, state[k] + j);
-      }
-      narrow(master, streaming, param + j);
+// One block of one array, whole cache lines. What is read goes into `sum`; `zero` is no constant to
+// the compiler, which would leave the arithmetic out.
+HWY_INLINE U32Vec stream_block(const StreamSpan& span, std::byte* at, int64_t bytes, bool streaming,
+                               U32Vec zero, U32Vec sum) {
+  const U32 d;
+  for (int64_t i = 0; i < bytes; i += kVectorBytes) {
+    auto* const vector = reinterpret_cast<uint32_t*>(at + i);
+    switch (span.access) {
+      case StreamAccess::in_place:
+        hn::StoreU(hn::Xor(hn::LoadU(d, vector), zero), d, vector);
+        break;
+      case StreamAccess::read:
+        sum = hn::Xor(sum, hn::LoadU(d, vector));
+        break;
+      case StreamAccess::write:
+        streaming ? hn::Stream(zero, d, vector) : hn::StoreU(zero, d, vector);
+        break;
     }
   }
-  if (streaming) hwy::FlushStream();
+  return sum;
 }
 
-template <size_t kStates, class Grad, class Param>
-void stream_elements(const StreamSpans& spans, const StreamLoop& loop, int64_t begin, int64_t end) {
-  switch (loop.block_numel) {
-    case 16:
-      return stream_blocks<16, kStates, Grad, Param>(spans, loop, begin, end);
-    case 32:
-      return stream_blocks<32, kStates, Grad, Param>(spans, loop, begin, end);
-    case 64:
-      return stream_blocks<64, kStates, Grad, Param>(spans, loop, begin, end);
-    case 256:
-      return stream_blocks<256, kStates, Grad, Param>(spans, loop, begin, end);
-  }
-}
-
-template <size_t kStates, class Grad>
-void stream_states(const StreamSpans& spans, const StreamLoop& loop, int64_t begin, int64_t end) {
-  spans.param_bytes == sizeof(float)
-      ? stream_elements<kStates, Grad, float>(spans, loop, begin, end)
-      : stream_elements<kStates, Grad, uint16_t>(spans, loop, begin, end);
-}
-
-template <size_t kStates>
-void stream_grad(const StreamSpans& spans, const StreamLoop& loop, int64_t begin, int64_t end) {
-  spans.grad_bytes == sizeof(float) ? stream_states<kStates, float>(spans, loop, begin, end)
-                                    : stream_states<kStates, uint16_t>(spans, loop, begin, end);
+HWY_INLINE void prefetch(const std::byte* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += kLineBytes) hwy::Prefetch(from + i);
 }
 
 void stream_slice(const StreamSpans& spans, const StreamLoop& loop, int64_t begin, int64_t end) {
-  spans.states == 3 ? stream_grad<3>(spans, loop, begin, end)
-                    : stream_grad<2>(spans, loop, begin, end);
+  const U32 d;
+  volatile uint32_t volatile_zero = 0;
+  const U32Vec zero = hn::Set(d, volatile_zero);
+  U32Vec sum = zero;
+  for (int64_t i = begin; i < end; i += loop.block_numel) {
+    for (const StreamSpan& span : spans.all()) {
+      const auto element_bytes = static_cast<int64_t>(span.element_bytes);
+      const int64_t bytes = loop.block_numel * element_bytes;
+      std::byte* const at = span.data + i * element_bytes;
+      if (loop.prefetch_numel > 0 && span.access != StreamAccess::write) {
+        prefetch(at + loop.prefetch_numel * element_bytes, bytes);
+      }
+      sum = stream_block(span, at, bytes, loop.streaming, zero, sum);
+    }
+  }
+  hwy::FlushStream();
+  volatile uint32_t sink = hn::GetLane(sum);
+  (void)sink;
 }
 
 }  // namespace strata::tools::HWY_NAMESPACE
@@ -119,8 +78,10 @@ namespace {
 
 HWY_EXPORT(stream_slice);
 
-constexpr StreamLoop kLoops[] = {{16, 0, true},   {64, 0, true},   {256, 0, true}, {32, 96, true},
-                                 {32, 256, true}, {64, 512, true}, {16, 0, false}, {32, 96, false}};
+constexpr StreamLoop kLoops[] = {{64, 0, true},   {128, 0, true},   {256, 0, true},
+                                 {1024, 0, true}, {4096, 0, true},  {64, 128, true},
+                                 {64, 512, true}, {256, 256, true}, {256, 1024, true},
+                                 {64, 0, false},  {64, 128, false}, {1024, 0, false}};
 
 }  // namespace
 
@@ -128,7 +89,7 @@ std::string to_string(const StreamLoop& loop) {
   return fmt::format("blocks of {}, {}, {} stores", loop.block_numel,
                      loop.prefetch_numel > 0 ? fmt::format("prefetch {} ahead", loop.prefetch_numel)
                                              : std::string("no prefetch"),
-                     loop.streaming_param ? "streaming" : "plain");
+                     loop.streaming ? "streaming" : "plain");
 }
 
 std::span<const StreamLoop> stream_loops() { return kLoops; }

@@ -59,10 +59,26 @@ TEST_F(BenchCommandTest, DTypesCountTheirBytes) {
   EXPECT_EQ(mixed.at("optimizers").at(0).at("rounds"), 3);
 }
 
+TEST_F(BenchCommandTest, CodecsCountTheirBytes) {
+  const json result = smoke("--master-codec all --moment-codec all");
+  std::map<std::string, int> bytes;
+  for (const json& one : result.at("optimizers")) {
+    expect_measured(one.at("cases").at(0));
+    bytes[one.at("master_codec").get<std::string>() + " " +
+          one.at("moment_codec").get<std::string>()] = one.at("bytes_per_element").get<int>();
+  }
+  // 2 of the gradient; the parameter is read too where it is half of the master.
+  const std::map<std::string, int> expected = {{"fp32 fp32", 28},    {"fp32 bf16", 20},
+                                               {"fp32 int8", 16},    {"split16 fp32", 26},
+                                               {"split16 bf16", 18}, {"split16 int8", 14}};
+  EXPECT_EQ(bytes, expected);
+}
+
 TEST_F(BenchCommandTest, PrintsATable) {
   const Result result = strata("bench adam --smoke");
   ASSERT_EQ(result.exit_code, 0) << result.err;
-  for (const char* word : {"adamw: 28 bytes", "ceiling", "ordinary", "decayed", "GB/s"}) {
+  for (const char* word :
+       {"adamw, master fp32, moments fp32: 28 bytes", "ceiling", "ordinary", "decayed", "GB/s"}) {
     EXPECT_THAT(result.out, HasSubstr(word));
   }
 }
@@ -120,6 +136,8 @@ TEST_F(BenchCommandTest, RefusesWhatItCannotMeasure) {
   expect_refused(strata("bench adam --optimizer lamb"), 2, "\"adagrad\"");
   expect_refused(strata("bench adam --isa avx1024"), 2, "\"scalar\"");
   expect_refused(strata("bench adam --grad-dtype int32"), 2, "--grad-dtype");
+  expect_refused(strata("bench adam --moment-codec split16"), 2, "--moment-codec");
+  expect_refused(strata("bench adam --master-codec split16 --param-dtype fp16"), 2, "bf16");
   expect_refused(strata("bench adam --param-dtype fp8"), 2, "--param-dtype");
   expect_refused(strata("bench step --dtype fp32"), 2, "--dtype");
   expect_refused(strata("bench step --numel 1099511627776"), 3, "free");

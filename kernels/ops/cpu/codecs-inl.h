@@ -21,9 +21,11 @@
 #include <bit>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "kernels/ops/cpu/elements-inl.h"
 #include "strata/codec.h"
+#include "strata/tier.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace strata::ops::HWY_NAMESPACE {
@@ -32,33 +34,21 @@ using U32 = hn::RebindToUnsigned<F32>;
 using I32 = hn::RebindToSigned<F32>;
 using U32Vec = hn::Vec<U32>;
 
-// Calls body(i) for the first element of each vector of a block.
-template <class Body>
-HWY_INLINE void for_vectors(const Body& body) {
-  for (int64_t i = 0; i < kCodecBlockNumel; i += kLanes) body(i);
-}
-
-// 32 bits an element. The hash is lowbias32 by Chris Wellons.
-HWY_INLINE U32Vec noise(uint32_t key, int64_t i) {
+// 32 bits an element, of which exp_avg takes the upper half and exp_avg_sq the lower. `places` are
+// the elements' places in a grain of the whole model. The hash is lowbias32 by Chris Wellons.
+HWY_INLINE U32Vec noise(uint32_t key, U32Vec places) {
   const U32 d;
-  const U32Vec place = hn::Iota(d, static_cast<uint32_t>(i));
-  U32Vec x = hn::Xor(hn::Mul(place, hn::Set(d, 0x9e3779b1)), hn::Set(d, key));
+  U32Vec x = hn::Xor(hn::Mul(places, hn::Set(d, 0x9e3779b1)), hn::Set(d, key));
   x = hn::Mul(hn::Xor(x, hn::ShiftRight<16>(x)), hn::Set(d, 0x7feb352d));
   x = hn::Mul(hn::Xor(x, hn::ShiftRight<15>(x)), hn::Set(d, 0x846ca68b));
   return hn::Xor(x, hn::ShiftRight<16>(x));
 }
-
-// Which half of the noise a moment takes.
-struct UpperNoise {
-  uint32_t key;
-  HWY_INLINE U32Vec operator()(int64_t i) const { return hn::ShiftRight<16>(noise(key, i)); }
-};
-struct LowerNoise {
-  uint32_t key;
-  HWY_INLINE U32Vec operator()(int64_t i) const {
-    return hn::And(noise(key, i), hn::Set(U32(), 0xffff));
-  }
-};
+template <StateKind kKind>
+HWY_INLINE U32Vec noise_of(U32Vec noise) {
+  static_assert(kKind == StateKind::exp_avg || kKind == StateKind::exp_avg_sq);
+  if constexpr (kKind == StateKind::exp_avg) return hn::ShiftRight<16>(noise);
+  return hn::And(noise, hn::Set(U32(), 0xffff));
+}
 
 // master = parameter + rest, as integers: the bf16 parameter is the master's bits rounded half away
 // from zero, the rest its lower half as a signed number.
@@ -76,18 +66,16 @@ struct Split16 {
   }
 };
 
-struct Bf16Moment {
-  template <class Noise>
-  static HWY_INLINE void encode(F32Vec x, const Noise& noise, int64_t i, uint16_t* to) {
-    const hn::Rebind<uint16_t, F32> d;
-    const U32Vec bits = hn::Add(hn::BitCast(U32(), x), noise(i));
-    hn::StoreU(hn::TruncateTo(d, hn::ShiftRight<16>(bits)), d, to);
-  }
-};
+// Of an x without a payload in its NaN.
+HWY_INLINE void encode_bf16(F32Vec x, U32Vec noise, uint16_t* to) {
+  const hn::Rebind<uint16_t, F32> d;
+  const U32Vec bits = hn::Add(hn::BitCast(U32(), x), noise);
+  hn::StoreU(hn::TruncateTo(d, hn::ShiftRight<16>(bits)), d, to);
+}
 
 // kMantissa bits of mantissa, and a sign where kSigned.
 template <int kMantissa, bool kSigned>
-struct Int8Moment {
+struct Int8Format {
   static constexpr uint32_t kMaxCode = kSigned ? 0x7f : 0xff;
   static constexpr uint32_t kMaxExponent = (kMaxCode >> kMantissa) - 1;
   static constexpr float kMaxUnits =
@@ -109,16 +97,14 @@ struct Int8Moment {
   }
 
   // `inverse`: units in one.
-  template <class Noise>
-  static HWY_INLINE void encode(F32Vec x, F32Vec inverse, const Noise& noise, int64_t i,
-                                uint8_t* to) {
+  static HWY_INLINE void encode(F32Vec x, F32Vec inverse, U32Vec noise, uint8_t* to) {
     const U32 d;
     constexpr uint32_t kLeast = 127 + kMantissa;  // a subnormal's biased exponent, in units
     const F32Vec units = hn::Mul(hn::Abs(x), inverse);
     const U32Vec biased = hn::Max(hn::ShiftRight<23>(hn::BitCast(d, units)), hn::Set(d, kLeast));
     const U32Vec down = hn::ShiftLeft<23>(hn::Sub(hn::Set(d, kLeast + 127), biased));
     const F32Vec up_by =
-        hn::Mul(hn::ConvertTo(F32(), hn::BitCast(I32(), noise(i))), hn::Set(F32(), 0x1p-16f));
+        hn::Mul(hn::ConvertTo(F32(), hn::BitCast(I32(), noise)), hn::Set(F32(), 0x1p-16f));
     const F32Vec sum = hn::Add(hn::Mul(units, hn::BitCast(F32(), down)), up_by);
     const U32Vec mantissa = hn::BitCast(d, hn::ConvertTo(I32(), sum));
     const U32Vec exponent = hn::Sub(biased, hn::Set(d, kLeast));
@@ -149,62 +135,109 @@ struct Int8Moment {
     float inverse = 0;
   };
 };
-using Int8ExpAvg = Int8Moment<3, true>;
-using Int8ExpAvgSq = Int8Moment<4, false>;
-
-// Integers order magnitudes on every machine alike, infinities and NaN above all numbers.
-HWY_INLINE uint32_t largest_magnitude(const float* values) {
-  const U32 d;
-  U32Vec largest = hn::Zero(d);
-  for_vectors([&](int64_t i) {
-    const U32Vec bits = hn::BitCast(d, hn::LoadU(F32(), values + i));
-    largest = hn::Max(largest, hn::And(bits, hn::Set(d, 0x7fff'ffff)));
-  });
-  return hn::GetLane(hn::MaxOfLanes(d, largest));
-}
+template <StateKind kKind>
+using Int8 =
+    std::conditional_t<kKind == StateKind::exp_avg, Int8Format<3, true>, Int8Format<4, false>>;
 
 // Where a block of a codec without scales lies, in bytes from the first block of a grain.
 constexpr int64_t plain_at(int64_t block, size_t element_bytes) {
   return block * kCodecBlockNumel * static_cast<int64_t>(element_bytes);
 }
 
-// A moment's block, not fp32, into `values`. Int8 is one of the two kinds above.
-template <class Int8>
-HWY_INLINE void decode_moment(Codec codec, const std::byte* stored, int64_t block, float* values) {
-  const F32 d;
-  if (codec == Codec::bf16) {
-    const auto* const from = reinterpret_cast<const uint16_t*>(stored + plain_at(block, 2));
-    for_vectors([&](int64_t i) { hn::StoreU(load<Bf16>(d, from + i), d, values + i); });
-  } else if (codec == Codec::int8) {
-    const auto* const from = reinterpret_cast<const uint8_t*>(stored + int8_codes_at(block));
-    float scale;
-    std::memcpy(&scale, stored + int8_scale_at(block), sizeof(scale));
-    const F32Vec scales = hn::Set(d, scale);
-    for_vectors([&](int64_t i) { hn::StoreU(Int8::decode(from + i, scales), d, values + i); });
-  }
+// Integers order magnitudes on every machine alike, infinities and NaN above all numbers.
+HWY_INLINE U32Vec magnitude_bits(F32Vec x) {
+  const U32 d;
+  return hn::And(hn::BitCast(d, x), hn::Set(d, 0x7fff'ffff));
 }
 
-// The way back.
-template <class Int8, class Noise>
-HWY_INLINE void encode_moment(Codec codec, const float* values, const Noise& noise, int64_t block,
-                              std::byte* stored) {
-  const F32 d;
-  if (codec == Codec::bf16) {
-    auto* const to = reinterpret_cast<uint16_t*>(stored + plain_at(block, 2));
-    for_vectors([&](int64_t i) { Bf16Moment::encode(hn::LoadU(d, values + i), noise, i, to + i); });
-  } else if (codec == Codec::int8) {
-    const typename Int8::Scale scale(largest_magnitude(values));
-    std::memcpy(stored + int8_scale_at(block), &scale.stored, sizeof(scale.stored));
-    auto* const to = reinterpret_cast<uint8_t*>(stored + int8_codes_at(block));
+// A block of a moment as the update works on it: load(i), then store(x, noise, i) in order, then
+// finish(). `noise` is noise()'s.
+
+template <StateKind kKind>
+class Fp32Moment {
+ public:
+  static constexpr bool kRounds = false;
+  Fp32Moment(std::byte* stored, int64_t block)
+      : at_(reinterpret_cast<float*>(stored + plain_at(block, sizeof(float)))) {}
+  HWY_INLINE F32Vec load(int64_t i) const { return hn::LoadU(F32(), at_ + i); }
+  HWY_INLINE void store(F32Vec x, U32Vec, int64_t i) { hn::StoreU(x, F32(), at_ + i); }
+  template <class NoiseAt>
+  HWY_INLINE void finish(const NoiseAt&) {}
+
+ private:
+  float* const at_;
+};
+
+template <StateKind kKind>
+class Bf16Moment {
+ public:
+  static constexpr bool kRounds = true;
+  Bf16Moment(std::byte* stored, int64_t block)
+      : at_(reinterpret_cast<uint16_t*>(stored + plain_at(block, sizeof(uint16_t)))) {}
+  HWY_INLINE F32Vec load(int64_t i) const { return ops::HWY_NAMESPACE::load<Bf16>(F32(), at_ + i); }
+  HWY_INLINE void store(F32Vec x, U32Vec noise, int64_t i) {
+    encode_bf16(x, noise_of<kKind>(noise), at_ + i);
+  }
+  template <class NoiseAt>
+  HWY_INLINE void finish(const NoiseAt&) {}
+
+ private:
+  uint16_t* const at_;
+};
+
+// Values wait in the cache until the block's largest is known.
+template <StateKind kKind>
+class Int8Moment {
+ public:
+  static constexpr bool kRounds = false;  // not before finish()
+  Int8Moment(std::byte* stored, int64_t block)
+      : codes_(reinterpret_cast<uint8_t*>(stored + int8_codes_at(block))),
+        stored_scale_(stored + int8_scale_at(block)),
+        largest_(hn::Zero(U32())) {
+    float scale;
+    std::memcpy(&scale, stored_scale_, sizeof(scale));
+    scale_ = hn::Set(F32(), scale);
+  }
+  HWY_INLINE F32Vec load(int64_t i) const { return Int8<kKind>::decode(codes_ + i, scale_); }
+  HWY_INLINE void store(F32Vec x, U32Vec, int64_t i) {
+    hn::Store(x, F32(), values_ + i);
+    largest_ = hn::Max(largest_, magnitude_bits(x));
+  }
+  // noise_at(i): noise() of the vector at i.
+  template <class NoiseAt>
+  HWY_INLINE void finish(const NoiseAt& noise_at) {
+    const F32 d;
+    const uint32_t largest = hn::GetLane(hn::MaxOfLanes(U32(), largest_));
+    const typename Int8<kKind>::Scale scale(largest);
+    std::memcpy(stored_scale_, &scale.stored, sizeof(scale.stored));
     if (scale.inverse == 0) {
-      std::memset(to, 0, kCodecBlockNumel);
+      std::memset(codes_, 0, kCodecBlockNumel);
       return;
     }
     const F32Vec inverse = hn::Set(d, scale.inverse);
-    for_vectors(
-        [&](int64_t i) { Int8::encode(hn::LoadU(d, values + i), inverse, noise, i, to + i); });
+    for (int64_t i = 0; i < kCodecBlockNumel; i += kLanes) {
+      Int8<kKind>::encode(hn::Load(d, values_ + i), inverse, noise_of<kKind>(noise_at(i)),
+                          codes_ + i);
+    }
   }
-}
+
+ private:
+  uint8_t* const codes_;
+  std::byte* const stored_scale_;
+  F32Vec scale_;
+  U32Vec largest_;
+  HWY_ALIGN float values_[kCodecBlockNumel];
+};
+
+// One that the optimizer does not keep.
+class NoMoment {
+ public:
+  static constexpr bool kRounds = false;
+  HWY_INLINE F32Vec load(int64_t) const { return hn::Zero(F32()); }
+  HWY_INLINE void store(F32Vec, U32Vec, int64_t) {}
+  template <class NoiseAt>
+  HWY_INLINE void finish(const NoiseAt&) {}
+};
 
 }  // namespace strata::ops::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

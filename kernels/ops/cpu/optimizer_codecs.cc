@@ -14,24 +14,31 @@
 HWY_BEFORE_NAMESPACE();
 namespace strata::ops::HWY_NAMESPACE {
 
-template <class Int8>
+template <class Moment>
 void decode_blocks(const CodecSpans& spans, int64_t begin, int64_t end) {
   for (int64_t at = begin; at < end; at += kCodecBlockNumel) {
-    decode_moment<Int8>(spans.codec, spans.stored, at / kCodecBlockNumel, spans.values + at);
+    // A block is made to be stored to as well; here it is only loaded.
+    const Moment moment(const_cast<std::byte*>(spans.stored), at / kCodecBlockNumel);
+    for (int64_t i = 0; i < kCodecBlockNumel; i += kLanes) {
+      hn::StoreU(moment.load(i), F32(), spans.values + at + i);
+    }
   }
 }
 
 void decode_range(const CodecSpans& spans, int64_t begin, int64_t end) {
+  const bool is_exp_avg = spans.kind == StateKind::exp_avg;
   if (spans.codec == Codec::split16) {
     const auto* const rest = reinterpret_cast<const int16_t*>(spans.stored);
     const auto* const param = static_cast<const uint16_t*>(spans.param);
     for (int64_t i = begin; i < end; i += kLanes) {
       hn::StoreU(Split16::decode(param + i, rest + i), F32(), spans.values + i);
     }
-  } else if (spans.kind == StateKind::exp_avg) {
-    decode_blocks<Int8ExpAvg>(spans, begin, end);
+  } else if (spans.codec == Codec::bf16) {
+    decode_blocks<Bf16Moment<StateKind::exp_avg>>(spans, begin, end);
+  } else if (is_exp_avg) {
+    decode_blocks<Int8Moment<StateKind::exp_avg>>(spans, begin, end);
   } else {
-    decode_blocks<Int8ExpAvgSq>(spans, begin, end);
+    decode_blocks<Int8Moment<StateKind::exp_avg_sq>>(spans, begin, end);
   }
 }
 

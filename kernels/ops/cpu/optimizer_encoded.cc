@@ -5,6 +5,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/ops/cpu/optimizer_encoded.cc"
 #include <cstdint>
+#include <type_traits>
 
 #include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"
@@ -19,67 +20,67 @@
 HWY_BEFORE_NAMESPACE();
 namespace strata::ops::HWY_NAMESPACE {
 
-// What a block is decoded into where it is not fp32 already.
-struct Buffers {
-  HWY_ALIGN float master[kCodecBlockNumel];
-  HWY_ALIGN float exp_avg[kCodecBlockNumel];
-  HWY_ALIGN float exp_avg_sq[kCodecBlockNumel];
-  HWY_ALIGN float grad[kCodecBlockNumel];
+// A block's masters and parameters: load(i), then store(x, i), then finish().
+class SplitMaster {
+ public:
+  SplitMaster(const EncodedSpans& spans, int64_t block)
+      : param_(static_cast<uint16_t*>(spans.param) + block * kCodecBlockNumel),
+        rest_(reinterpret_cast<int16_t*>(spans.master.data + plain_at(block, sizeof(int16_t)))) {}
+  HWY_INLINE F32Vec load(int64_t i) const { return Split16::decode(param_ + i, rest_ + i); }
+  HWY_INLINE void store(F32Vec x, int64_t i) {
+    hn::StoreU(Bf16::encode_one_nan(F32(), x), hn::Rebind<uint16_t, F32>(), param_ + i);
+    Split16::encode_rest(x, rest_ + i);
+  }
+  HWY_INLINE void finish() {}
+
+ private:
+  uint16_t* const param_;
+  int16_t* const rest_;
 };
 
-// A block of fp32 state, which is updated where it lies.
-HWY_INLINE float* in_place(const StateSpan& span, int64_t block) {
-  return reinterpret_cast<float*>(span.data + plain_at(block, sizeof(float)));
-}
-HWY_INLINE int16_t* rest_of(const EncodedSpans& spans, int64_t block) {
-  return reinterpret_cast<int16_t*>(spans.master.data + plain_at(block, sizeof(int16_t)));
-}
+class WholeMaster {
+ public:
+  WholeMaster(const EncodedSpans& spans, int64_t block)
+      : spans_(spans),
+        block_(block),
+        at_(reinterpret_cast<float*>(spans.master.data + plain_at(block, sizeof(float)))) {}
+  HWY_INLINE F32Vec load(int64_t i) const { return hn::LoadU(F32(), at_ + i); }
+  HWY_INLINE void store(F32Vec x, int64_t i) { hn::StoreU(x, F32(), at_ + i); }
+  HWY_INLINE void finish() {
+    with_element(spans_.param_dtype, [&](auto element) {
+      using Element = decltype(element);
+      using Stored = typename Element::Stored;
+      const F32 d;
+      auto* const param = static_cast<Stored*>(spans_.param) + block_ * kCodecBlockNumel;
+      for (int64_t i = 0; i < kCodecBlockNumel; i += kLanes) {
+        const auto x = Element::encode_one_nan(d, hn::LoadU(d, at_ + i));
+        hn::StoreU(x, hn::Rebind<Stored, F32>(), param + i);
+      }
+    });
+  }
 
-HWY_INLINE float* decode_master(const EncodedSpans& spans, int64_t block, float* buffer) {
-  if (spans.master.codec == Codec::fp32) return in_place(spans.master, block);
-  const auto* const rest = rest_of(spans, block);
-  const auto* const param = static_cast<const uint16_t*>(spans.param) + block * kCodecBlockNumel;
-  for_vectors(
-      [&](int64_t i) { hn::StoreU(Split16::decode(param + i, rest + i), F32(), buffer + i); });
-  return buffer;
-}
+ private:
+  const EncodedSpans& spans_;
+  const int64_t block_;
+  float* const at_;
+};
 
-template <class Int8>
-HWY_INLINE float* moment_values(const StateSpan& span, int64_t block, float* buffer) {
-  if (span.codec == Codec::fp32) return in_place(span, block);
-  decode_moment<Int8>(span.codec, span.data, block, buffer);
-  return buffer;
-}
-
+// Gradients as fp32: where they lie, or in `buffer`.
 HWY_INLINE const float* decode_grad(const EncodedSpans& spans, int64_t block, float* buffer) {
   const F32 d;
   const int64_t at = block * kCodecBlockNumel;
   if (spans.grad_dtype == DType::fp32) return static_cast<const float*>(spans.grad) + at;
   const auto* const grad = static_cast<const uint16_t*>(spans.grad) + at;
   if (spans.grad_dtype == DType::bf16) {
-    for_vectors([&](int64_t i) { hn::StoreU(load<Bf16>(d, grad + i), d, buffer + i); });
+    for (int64_t i = 0; i < kCodecBlockNumel; i += kLanes) {
+      hn::Store(load<Bf16>(d, grad + i), d, buffer + i);
+    }
   } else {
-    for_vectors([&](int64_t i) { hn::StoreU(load<Fp16>(d, grad + i), d, buffer + i); });
+    for (int64_t i = 0; i < kCodecBlockNumel; i += kLanes) {
+      hn::Store(load<Fp16>(d, grad + i), d, buffer + i);
+    }
   }
   return buffer;
-}
-
-// The parameter, and the master's rest beside it.
-HWY_INLINE void encode_master(const EncodedSpans& spans, int64_t block, const float* master) {
-  const F32 d;
-  if (spans.master.codec == Codec::split16) {
-    auto* const rest = rest_of(spans, block);
-    for_vectors([&](int64_t i) { Split16::encode_rest(hn::LoadU(d, master + i), rest + i); });
-  }
-  with_element(spans.param_dtype, [&](auto element) {
-    using Element = decltype(element);
-    using Stored = typename Element::Stored;
-    auto* const param = static_cast<Stored*>(spans.param) + block * kCodecBlockNumel;
-    for_vectors([&](int64_t i) {
-      hn::StoreU(Element::encode_one_nan(d, hn::LoadU(d, master + i)), hn::Rebind<Stored, F32>(),
-                 param + i);
-    });
-  });
 }
 
 HWY_INLINE void prefetch(const void* from, int64_t bytes) {
@@ -96,7 +97,7 @@ HWY_INLINE void prefetch_state(const StateSpan& span, int64_t block) {
   }
 }
 
-// What the block after next will read; past the end that does no harm.
+// What a block to come will read; past the end that does no harm.
 HWY_INLINE void prefetch_block(const EncodedSpans& spans, int64_t block) {
   prefetch_state(spans.master, block);
   prefetch_state(spans.exp_avg, block);
@@ -109,52 +110,89 @@ HWY_INLINE void prefetch_block(const EncodedSpans& spans, int64_t block) {
   }
 }
 
-template <class Rule>
-HWY_INLINE void update_values(const Rule& rule, float grad_scale, const float* HWY_RESTRICT grad,
-                              float* HWY_RESTRICT master, float* HWY_RESTRICT exp_avg,
-                              float* HWY_RESTRICT exp_avg_sq) {
+// The noise of a block, and the key of its grain.
+struct BlockNoise {
+  uint32_t key = 0;
+  uint32_t first_place = 0;
+  HWY_INLINE U32Vec operator()(int64_t i) const {
+    return noise(key, hn::Iota(U32(), first_place + static_cast<uint32_t>(i)));
+  }
+};
+
+template <class Rule, class Master, class ExpAvg, class ExpAvgSq>
+HWY_INLINE void update_block(const Rule& rule, F32Vec grad_scale, const float* grad, Master master,
+                             ExpAvg& exp_avg, ExpAvgSq& exp_avg_sq, const BlockNoise& noise_at) {
   const F32 d;
-  const F32Vec scale = hn::Set(d, grad_scale);
-  for_vectors([&](int64_t i) {
-    StateVector x = {hn::LoadU(d, master + i), hn::Zero(d), hn::Zero(d)};
-    if constexpr (Rule::kMoments.exp_avg) x.exp_avg = hn::LoadU(d, exp_avg + i);
-    if constexpr (Rule::kMoments.exp_avg_sq) x.exp_avg_sq = hn::LoadU(d, exp_avg_sq + i);
-    rule(hn::Mul(hn::LoadU(d, grad + i), scale), x);
+  for (int64_t i = 0; i < kCodecBlockNumel; i += kLanes) {
+    StateVector x = {master.load(i), exp_avg.load(i), exp_avg_sq.load(i)};
+    rule(hn::Mul(hn::LoadU(d, grad + i), grad_scale), x);
     make_one_nan(x);
-    if constexpr (Rule::kMoments.exp_avg) hn::StoreU(x.exp_avg, d, exp_avg + i);
-    if constexpr (Rule::kMoments.exp_avg_sq) hn::StoreU(x.exp_avg_sq, d, exp_avg_sq + i);
-    hn::StoreU(x.master, d, master + i);
-  });
+    U32Vec bits = hn::Zero(U32());
+    if constexpr (ExpAvg::kRounds || ExpAvgSq::kRounds) bits = noise_at(i);
+    exp_avg.store(x.exp_avg, bits, i);
+    exp_avg_sq.store(x.exp_avg_sq, bits, i);
+    master.store(x.master, i);
+  }
+  master.finish();
+  exp_avg.finish(noise_at);
+  exp_avg_sq.finish(noise_at);
 }
 
-template <class Rule>
-void update_block(const Rule& rule, const OptimizerScalars& scalars, const EncodedSpans& spans,
-                  int64_t block) {
-  Buffers buffers;
-  float* const master = decode_master(spans, block, buffers.master);
-  const float* const grad = decode_grad(spans, block, buffers.grad);
-  float* const exp_avg = moment_values<Int8ExpAvg>(spans.exp_avg, block, buffers.exp_avg);
-  float* const exp_avg_sq =
-      moment_values<Int8ExpAvgSq>(spans.exp_avg_sq, block, buffers.exp_avg_sq);
-  update_values(rule, static_cast<float>(scalars.grad_scale), grad, master, exp_avg, exp_avg_sq);
-  encode_master(spans, block, master);
-  const uint64_t index = spans.first_index / kCodecBlockNumel +
-                         static_cast<uint64_t>(block - spans.begin / kCodecBlockNumel);
-  const uint32_t key = Philox{scalars.step}(index, 0)[0];
-  encode_moment<Int8ExpAvg>(spans.exp_avg.codec, exp_avg, UpperNoise{key}, block,
-                            spans.exp_avg.data);
-  encode_moment<Int8ExpAvgSq>(spans.exp_avg_sq.codec, exp_avg_sq, LowerNoise{key}, block,
-                              spans.exp_avg_sq.data);
+// The moment of an optimizer that keeps one, or none.
+template <bool kKept, class Moment>
+HWY_INLINE auto moment_block(const StateSpan& span, int64_t block) {
+  if constexpr (kKept) {
+    return Moment(span.data, block);
+  } else {
+    return NoMoment();
+  }
+}
+
+template <class Rule, class Master, template <StateKind> class Moment>
+void update_blocks(const Rule& rule, const OptimizerScalars& scalars, const EncodedSpans& spans,
+                   int64_t begin, int64_t end) {
+  constexpr int64_t kAhead = 2;
+  const F32Vec grad_scale = hn::Set(F32(), static_cast<float>(scalars.grad_scale));
+  const Rule own_rule = rule;  // stores cannot change a local copy
+  HWY_ALIGN float grad_buffer[kCodecBlockNumel];
+  BlockNoise noise_at;
+  for (int64_t at = begin; at < end; at += kCodecBlockNumel) {
+    const int64_t block = at / kCodecBlockNumel;
+    const uint64_t index = spans.first_index + static_cast<uint64_t>(at - spans.begin);
+    noise_at.first_place = static_cast<uint32_t>(index % kGrainNumel);
+    if (at == begin || noise_at.first_place == 0) {
+      noise_at.key = Philox{scalars.step}(index / kGrainNumel, 0)[0];
+    }
+    prefetch_block(spans, block + kAhead);
+    const float* const grad = decode_grad(spans, block, grad_buffer);
+    auto exp_avg =
+        moment_block<Rule::kMoments.exp_avg, Moment<StateKind::exp_avg>>(spans.exp_avg, block);
+    auto exp_avg_sq = moment_block<Rule::kMoments.exp_avg_sq, Moment<StateKind::exp_avg_sq>>(
+        spans.exp_avg_sq, block);
+    update_block(own_rule, grad_scale, grad, Master(spans, block), exp_avg, exp_avg_sq, noise_at);
+  }
+}
+
+template <class Rule, template <StateKind> class Moment>
+void update_form(const Rule& rule, const OptimizerScalars& scalars, const EncodedSpans& spans,
+                 int64_t begin, int64_t end) {
+  spans.master.codec == Codec::split16
+      ? update_blocks<Rule, SplitMaster, Moment>(rule, scalars, spans, begin, end)
+      : update_blocks<Rule, WholeMaster, Moment>(rule, scalars, spans, begin, end);
 }
 
 void update_encoded(const OptimizerScalars& scalars, const EncodedSpans& spans, int64_t begin,
                     int64_t end) {
-  constexpr int64_t kAhead = 2;
   with_rule(scalars, [&](const auto& rule) {
-    for (int64_t at = begin; at < end; at += kCodecBlockNumel) {
-      const int64_t block = at / kCodecBlockNumel;
-      prefetch_block(spans, block + kAhead);
-      update_block(rule, scalars, spans, block);
+    using Rule = std::decay_t<decltype(rule)>;
+    const Codec moments = Rule::kMoments.exp_avg ? spans.exp_avg.codec : spans.exp_avg_sq.codec;
+    switch (moments) {
+      case Codec::bf16:
+        return update_form<Rule, Bf16Moment>(rule, scalars, spans, begin, end);
+      case Codec::int8:
+        return update_form<Rule, Int8Moment>(rule, scalars, spans, begin, end);
+      default:
+        return update_form<Rule, Fp32Moment>(rule, scalars, spans, begin, end);
     }
   });
 }
@@ -211,6 +249,8 @@ void check(const OptimizerScalars& scalars, const EncodedSpans& spans) {
   require(is_moment_codec(spans.exp_avg, moments.exp_avg) &&
               is_moment_codec(spans.exp_avg_sq, moments.exp_avg_sq),
           "optimizer_update: the optimizer's moments are fp32, bf16 or int8");
+  require(!moments.exp_avg || !moments.exp_avg_sq || spans.exp_avg.codec == spans.exp_avg_sq.codec,
+          "optimizer_update: both moments have one codec");
   require(spans.begin % kCodecBlockNumel == 0 && spans.end % kCodecBlockNumel == 0 &&
               spans.first_index % kCodecBlockNumel == 0 && spans.begin <= spans.end,
           "optimizer_update: encoded state is updated in whole blocks");

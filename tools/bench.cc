@@ -129,6 +129,7 @@ void add_bench(CLI::App& app) {
   CLI::App* bench = app.add_subcommand("bench", "Measure parts beside the machine's own ceiling");
   bench->require_subcommand(1);
   add_bench_adam(*bench);
+  add_bench_io(*bench);
   add_bench_step(*bench);
 }
 

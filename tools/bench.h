@@ -14,6 +14,7 @@ namespace strata::tools {
 
 // Each adds its subcommand to `strata bench`.
 void add_bench_adam(CLI::App& bench);
+void add_bench_io(CLI::App& bench);
 void add_bench_step(CLI::App& bench);
 
 // How often a bench repeats: `rounds` times, or while `seconds` last where that is 0.

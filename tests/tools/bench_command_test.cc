@@ -1,4 +1,5 @@
 // `strata bench` as a person meets it: every case at a size that shows that it runs, and refusals.
+#include <filesystem>
 #include <map>
 #include <set>
 #include <string>
@@ -129,7 +130,7 @@ TEST_F(BenchCommandTest, HelpNamesEveryOption) {
     EXPECT_THAT(step_help, HasSubstr(option));
   }
   const std::string benches = strata("bench --help").out;
-  for (const char* bench : {"adam", "step"}) EXPECT_THAT(benches, HasSubstr(bench));
+  for (const char* bench : {"adam", "io", "step"}) EXPECT_THAT(benches, HasSubstr(bench));
 }
 
 TEST_F(BenchCommandTest, RefusesWhatItCannotMeasure) {
@@ -148,6 +149,84 @@ TEST_F(BenchCommandTest, RefusesWhatItCannotMeasure) {
   EXPECT_EQ(strata("bench adam --repeat 0").exit_code, 2);
   EXPECT_EQ(strata("bench adam --threads 0").exit_code, 2);
   EXPECT_EQ(strata("bench").exit_code, 2);
+}
+
+class BenchIoCommandTest : public TrainCommandTest {
+ protected:
+  void SetUp() override {
+    static const bool forbidden =
+        bench("--smoke --op read").err.find("io_uring is not available") != std::string::npos;
+    if (forbidden) GTEST_SKIP() << "io_uring is forbidden here";
+  }
+  Result bench(const std::string& more) const {
+    return strata("bench io --path " + path("") + " " + more);
+  }
+};
+
+TEST_F(BenchIoCommandTest, EveryLoadRunsAtEveryBlockSize) {
+  const Result run = bench("--smoke --json --block 64KiB 1MiB --depth 4");
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  const json result = json::parse(run.out);
+  EXPECT_EQ(result.at("bench"), "io");
+  EXPECT_EQ(result.at("depth"), 4);
+  std::set<std::string> cases;
+  for (const json& one : result.at("cases")) {
+    cases.insert(one.at("op").get<std::string>() + " " + one.at("block_bytes").dump());
+    EXPECT_EQ(one.at("rounds"), 2);
+    EXPECT_EQ(one.at("ceiling"), result.at("fio").is_null() ? "liburing" : "fio");
+    EXPECT_EQ(one.at("ratio"), one.at("of").at(one.at("ceiling")));
+    for (const char* who : {"strata", "unregistered", "liburing"}) {
+      EXPECT_GT(one.at("gb_per_s").at(who), 0.0) << who;
+      EXPECT_GE(one.at("best_gb_per_s").at(who), one.at("gb_per_s").at(who)) << who;
+      EXPECT_EQ(one.at("of").contains(who), who != std::string("strata"));
+    }
+    for (const auto& [who, ratio] : one.at("of").items()) EXPECT_GT(ratio, 0.0) << who;
+  }
+  EXPECT_EQ(cases, (std::set<std::string>{"read 65536", "read 1048576", "write 65536",
+                                          "write 1048576", "mixed 65536", "mixed 1048576"}));
+}
+
+TEST_F(BenchIoCommandTest, TellsItsRoundsAndLeavesNoFile) {
+  const std::string disk = path("disk");
+  std::filesystem::create_directory(disk);
+  const Result run =
+      strata("bench io --smoke --op mixed --depth 1 --repeat 3 --size 3MiB --path " + disk);
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_THAT(run.err, HasSubstr("mixed of 1024 KiB, round 3:"));
+  // The size is rounded up to as many blocks for reads as for writes.
+  for (const char* word : {"4 MiB in", "depth 1;", "of liburing", "of fio", "mixed"}) {
+    EXPECT_THAT(run.out, HasSubstr(word));
+  }
+  EXPECT_TRUE(std::filesystem::is_empty(disk));
+}
+
+TEST_F(BenchIoCommandTest, RunsWithoutFio) {
+  const Result run = this->run("PATH= " + strata_binary() + " bench io --smoke --json --op read" +
+                               " --path " + path(""));
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  const json result = json::parse(run.out);
+  EXPECT_TRUE(result.at("fio").is_null());
+  EXPECT_EQ(result.at("cases").at(0).at("ceiling"), "liburing");
+}
+
+TEST_F(BenchIoCommandTest, HelpNamesEveryOption) {
+  const std::string help = strata("bench io --help").out;
+  for (const char* option : {"--path", "--size", "--block", "--depth", "--op", "--seconds",
+                             "--repeat", "--json", "--smoke"}) {
+    EXPECT_THAT(help, HasSubstr(option));
+  }
+}
+
+TEST_F(BenchIoCommandTest, RefusesWhatItCannotMeasure) {
+  expect_refused(bench("--op delete"), 2, "\"mixed\"");
+  expect_refused(bench("--block 3MiB"), 2, "--block");
+  expect_refused(bench("--block 512"), 2, "--block");
+  expect_refused(bench("--block 64MiB"), 2, "--depth 32");
+  expect_refused(strata("bench io --path /no/such"), 2, "/no/such");
+  expect_refused(bench("--size 1EiB"), 1, "free");
+  EXPECT_EQ(bench("--depth 0").exit_code, 2);
+  EXPECT_EQ(bench("--seconds 0").exit_code, 2);
+  EXPECT_EQ(bench("--size many").exit_code, 2);
 }
 
 }  // namespace

@@ -149,7 +149,7 @@ def print_result(args, versions, measured):
 
     result = {
         **compare.machine(), **versions, "numel": args.numel, "threads": args.threads,
-        "rounds": args.rounds, "steps_a_round": STEPS_A_ROUND,
+        "rounds": args.rounds, "steps_a_round": STEPS_A_ROUND, "huge_pages": args.huge_pages,
         "deepspeed_ms": {**passes, "all": compare.median(total(PASSES)),
                          "left to the CPU": compare.median(total(LEFT_TO_CPU))},
         "strata_ms": {"land": median_of_pass(measured, "land"),
@@ -160,7 +160,8 @@ def print_result(args, versions, measured):
         print(json.dumps(result))
         return
     print(f"{result['cpu']}, {args.threads} threads, load {result['load']}; DeepSpeed "
-          f"{versions['deepspeed']}, PyTorch {versions['torch']} ({versions['isa']})")
+          f"{versions['deepspeed']}, PyTorch {versions['torch']} ({versions['isa']}"
+          f"{', huge pages' if args.huge_pages else ''})")
     print(f"{args.numel} parameters, medians of {args.rounds} rounds of {STEPS_A_ROUND} steps\n")
     for side in ("deepspeed", "strata"):
         for name, milliseconds in result[f"{side}_ms"].items():

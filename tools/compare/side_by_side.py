@@ -21,6 +21,8 @@ def add_arguments(parser, rounds):
              "(default build/deepspeed)")
     add("--threads", type=int, default=os.cpu_count(), help="of either side (default: all cores)")
     add("--rounds", type=int, default=rounds, help=f"of both in turn (default {rounds})")
+    add("--huge-pages", action="store_true",
+        help="for DeepSpeed's tensors too, which is not PyTorch's default")
     add("--json", action="store_true", help="print the result as one JSON object")
     add("--worker", action="store_true", help="DeepSpeed's side; started by the script itself")
 
@@ -45,7 +47,7 @@ class Worker:
             "PATH": f"{python.parent.resolve()}:{os.environ['PATH']}",  # ninja, for its own build
             "OMP_NUM_THREADS": str(args.threads),
             "DS_ACCELERATOR": "cpu",
-            "THP_MEM_ALLOC_ENABLE": "1",  # huge pages for its tensors too
+            "THP_MEM_ALLOC_ENABLE": str(int(args.huge_pages)),
         }
         self.process = subprocess.Popen([python, script, "--worker", *map(str, arguments)],
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

@@ -32,15 +32,16 @@ Tier Placement::tier_of(int64_t grain) const {
   return grain < end_[1] ? Tier::host : Tier::nvme;
 }
 
-std::vector<SubGroup> cut_sub_groups(
-    int64_t sub_group_grains, const Placement& param,
-    std::span<const Placement, kOptimizerKindCount> optimizer_state) {
+std::vector<SubGroup> cut_sub_groups(int64_t sub_group_grains, const Placements& placements) {
+  const auto& [param, grad, optimizer_state] = placements;
   const int64_t grains = param.grains();
   std::vector<int64_t> cuts = {0, grains};
-  for (int64_t cut : param.cuts()) cuts.push_back(cut);
-  for (const Placement& placement : optimizer_state) {
+  const auto cut_at = [&cuts](const Placement& placement) {
     for (int64_t cut : placement.cuts()) cuts.push_back(cut);
-  }
+  };
+  cut_at(param);
+  cut_at(grad);
+  for (const Placement& placement : optimizer_state) cut_at(placement);
   std::sort(cuts.begin(), cuts.end());
   cuts.erase(std::unique(cuts.begin(), cuts.end()), cuts.end());
 
@@ -51,6 +52,7 @@ std::vector<SubGroup> cut_sub_groups(
       group.index = static_cast<int32_t>(groups.size());
       group.grains = {begin, std::min(begin + sub_group_grains, cuts[i + 1])};
       group.param_tier = param.tier_of(begin);
+      group.grad_tier = grad.tier_of(begin);
       for (size_t kind = 0; kind < kOptimizerKindCount; ++kind) {
         group.state_tier[kind] = optimizer_state[kind].tier_of(begin);
       }

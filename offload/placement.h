@@ -4,7 +4,6 @@
 
 #include <array>
 #include <cstdint>
-#include <span>
 #include <vector>
 
 #include "strata/config.h"
@@ -40,14 +39,20 @@ struct SubGroup {
   GrainRange grains;
   std::array<Tier, kOptimizerKindCount> state_tier = {};  // in kOptimizerKinds' order
   Tier param_tier = Tier::device;
+  Tier grad_tier = Tier::host;
 
   // The update runs where the state lives: on the device, or on the host for host and nvme.
   Tier update_tier() const { return state_tier[0] == Tier::device ? Tier::device : Tier::host; }
 };
 
+// Of one rank's shard space.
+struct Placements {
+  Placement param;
+  Placement grad;
+  std::array<Placement, kOptimizerKindCount> optimizer_state;  // in kOptimizerKinds' order
+};
+
 // Cuts [0, grains) at every boundary of a placement and at most every `sub_group_grains` grains.
-std::vector<SubGroup> cut_sub_groups(
-    int64_t sub_group_grains, const Placement& param,
-    std::span<const Placement, kOptimizerKindCount> optimizer_state);
+std::vector<SubGroup> cut_sub_groups(int64_t sub_group_grains, const Placements& placements);
 
 }  // namespace strata::offload

@@ -46,7 +46,7 @@ class Recorder final : public TrafficSink {
     std::atomic<const char*> label = nullptr;
     std::atomic<int64_t> ns = 0;
   };
-  static constexpr size_t kWaitLabels = 16;
+  static constexpr size_t kWaitLabels = 32;
 
   // Of one link, by state kind.
   using KindBytes = std::array<std::atomic<uint64_t>, kStateKindCount>;

@@ -43,7 +43,6 @@ class SlotLayout {
 
   int slots() const { return slots_; }
   uint64_t file_bytes() const { return file_bytes_; }
-  bool on_disk(int32_t sub_group) const { return extents_[sub_group].bytes != 0; }
   Extent extent(int32_t sub_group, int slot) const;
   size_t sub_groups() const { return extents_.size(); }
 

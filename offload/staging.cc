@@ -10,7 +10,8 @@ constexpr const char* kStagingName = "optimizer staging";
 }  // namespace
 
 bool needs_staging(const TrainingStateSpec& spec, const SubGroup& group) {
-  return spec.on_disk(group) || group.param_tier != group.update_tier();
+  return spec.on_disk(group) || group.grad_tier == Tier::nvme ||
+         group.param_tier != group.update_tier();
 }
 
 StagingLayout staging_layout(const TrainingStateSpec& spec, int buffers) {
@@ -20,6 +21,9 @@ StagingLayout staging_layout(const TrainingStateSpec& spec, int buffers) {
       return static_cast<uint64_t>(group.grains.grains() * spec.grain_bytes(kind));
     };
     layout.state_bytes = std::max(layout.state_bytes, spec.extent_bytes(group));
+    if (group.grad_tier == Tier::nvme) {
+      layout.grad_bytes = std::max(layout.grad_bytes, bytes(StateKind::grad));
+    }
     if (group.param_tier != group.update_tier()) {
       layout.param_bytes = std::max(layout.param_bytes, bytes(StateKind::param));
     }

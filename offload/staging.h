@@ -17,9 +17,10 @@ bool needs_staging(const TrainingStateSpec& spec, const SubGroup& group);
 // What the buffers take; a pure function of the sub-groups.
 struct StagingLayout {
   int buffers = 0;           // 0: nothing needs staging
-  uint64_t state_bytes = 0;  // a buffer's room for the nvme kinds of the largest sub-group
-  uint64_t param_bytes = 0;  // and for its parameters on their way from and to the device
-  uint64_t buffer_bytes() const { return state_bytes + param_bytes; }
+  uint64_t state_bytes = 0;  // a buffer's room for the nvme kinds of the largest sub-group,
+  uint64_t grad_bytes = 0;   // for its gradients from nvme,
+  uint64_t param_bytes = 0;  // and for its parameters on their way to and from the device or nvme
+  uint64_t buffer_bytes() const { return state_bytes + grad_bytes + param_bytes; }
 };
 StagingLayout staging_layout(const TrainingStateSpec& spec, int buffers);
 std::vector<Reservation> reservations_for(const StagingLayout& layout);

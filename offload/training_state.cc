@@ -23,6 +23,23 @@ size_t optimizer_index(StateKind kind) {
 
 constexpr uint64_t kDiskBlockBytes = 4096;
 
+uint64_t bytes_of(const TrainingStateSpec& spec, const SubGroup& group, StateKind kind) {
+  return static_cast<uint64_t>(group.grains.grains() * spec.grain_bytes(kind));
+}
+
+// From the update to where they live.
+LinkBytes param_traffic(const TrainingStateSpec& spec, const SubGroup& group) {
+  LinkBytes traffic = {};
+  if (group.param_tier == group.update_tier()) return traffic;
+  const Activity link = group.param_tier == Tier::nvme ? Activity::nvme_write : Activity::h2d;
+  traffic[static_cast<size_t>(link)] = bytes_of(spec, group, StateKind::param);
+  return traffic;
+}
+
+bool is_shard(StateKind kind) { return kind == StateKind::param || kind == StateKind::grad; }
+
+std::string file_name(StateKind kind) { return fmt::format("{} file", name(kind)); }
+
 }  // namespace
 
 const Placement& TrainingStateSpec::placement(StateKind kind) const {
@@ -85,27 +102,29 @@ SlotLayout TrainingStateSpec::slot_layout() const {
   return SlotLayout(bytes, slots);
 }
 
-LinkBytes update_traffic(const TrainingStateSpec& spec, const SubGroup& group) {
+LinkBytes read_traffic(const TrainingStateSpec& spec, const SubGroup& group) {
   LinkBytes traffic = {};
   traffic[static_cast<size_t>(Activity::nvme_read)] = spec.extent_bytes(group);
-  traffic[static_cast<size_t>(Activity::nvme_write)] = spec.extent_bytes(group);
-  const auto param_bytes =
-      static_cast<uint64_t>(group.grains.grains() * spec.grain_bytes(StateKind::param));
-  if (group.param_tier != group.update_tier()) {
-    traffic[static_cast<size_t>(Activity::h2d)] = param_bytes;
+  if (group.grad_tier == Tier::nvme) {
+    traffic[static_cast<size_t>(Activity::nvme_read)] += bytes_of(spec, group, StateKind::grad);
   }
-  if (spec.loads_param(group)) traffic[static_cast<size_t>(Activity::d2h)] = param_bytes;
+  if (spec.loads_param(group)) {
+    const Activity link = group.param_tier == Tier::nvme ? Activity::nvme_read : Activity::d2h;
+    traffic[static_cast<size_t>(link)] += bytes_of(spec, group, StateKind::param);
+  }
+  return traffic;
+}
+
+LinkBytes update_traffic(const TrainingStateSpec& spec, const SubGroup& group) {
+  LinkBytes traffic = read_traffic(spec, group) + param_traffic(spec, group);
+  traffic[static_cast<size_t>(Activity::nvme_write)] += spec.extent_bytes(group);
   return traffic;
 }
 
 LinkBytes restoration_traffic(const TrainingStateSpec& spec, const SubGroup& group) {
-  LinkBytes traffic = {};
-  traffic[static_cast<size_t>(Activity::nvme_read)] =
+  LinkBytes traffic = param_traffic(spec, group);
+  traffic[static_cast<size_t>(Activity::nvme_read)] +=
       spec.padded_bytes(StateKind::master, group.grains.grains());
-  if (group.param_tier != group.update_tier()) {
-    traffic[static_cast<size_t>(Activity::h2d)] =
-        static_cast<uint64_t>(group.grains.grains() * spec.grain_bytes(StateKind::param));
-  }
   return traffic;
 }
 
@@ -122,12 +141,25 @@ std::vector<Reservation> reservations_for(const TrainingStateSpec& spec) {
     reservations.push_back(
         {Tier::nvme, StateKind::master, "state file", spec.slot_layout().file_bytes()});
   }
+  for (StateKind kind : {StateKind::param, StateKind::grad}) {
+    const uint64_t bytes = shard_file_bytes(spec, kind);
+    if (bytes > 0) reservations.push_back({Tier::nvme, kind, file_name(kind), bytes});
+  }
   return reservations;
 }
 
+uint64_t shard_file_bytes(const TrainingStateSpec& spec, StateKind kind) {
+  return static_cast<uint64_t>(spec.placement(kind).range(Tier::nvme).grains() *
+                               spec.grain_bytes(kind));
+}
+
 TrainingState::TrainingState(TrainingStateSpec spec, TierManager& tiers, SlotStore* store,
-                             Pump* pump, Queue& transfer)
-    : spec_(std::move(spec)), store_(store), pump_(pump), transfer_(transfer) {
+                             Pump* pump, Queue& transfer, ShardFiles files)
+    : spec_(std::move(spec)),
+      store_(store),
+      pump_(pump),
+      transfer_(transfer),
+      files_(std::move(files)) {
   for (StateKind kind : kShardKinds) {
     Array& array = arrays_[static_cast<size_t>(kind)];
     array.device = tiers.claim(arena_name(kind, Tier::device));
@@ -148,14 +180,24 @@ const SubGroup& TrainingState::sub_group_of(GrainRange grains) const {
   const auto after = std::upper_bound(
       spec_.sub_groups.begin(), spec_.sub_groups.end(), grains.begin,
       [](int64_t begin, const SubGroup& group) { return begin < group.grains.end; });
-  require(after != spec_.sub_groups.end() && grains.end <= after->grains.end &&
-              (grains.begin - after->grains.begin) % kTransferAlignGrains == 0 &&
-              (grains.end == after->grains.end || grains.grains() % kTransferAlignGrains == 0),
-          "a transfer of training state lies in one sub-group, at a multiple of 64 grains");
+  require(after != spec_.sub_groups.end() && grains.end <= after->grains.end,
+          "a transfer of training state lies in one sub-group");
   return *after;
 }
 
-IoCommand TrainingState::nvme_command(io::Op op, StateKind kind, GrainRange grains, Extent extent,
+IoCommand TrainingState::shard_command(StateKind kind, GrainRange grains, std::byte* data) const {
+  const int64_t grain_bytes = spec_.grain_bytes(kind);
+  const int64_t first = spec_.placement(kind).range(Tier::nvme).begin;
+  IoCommand command;
+  command.file = kind == StateKind::param ? &*files_.param : &*files_.grad;
+  command.offset = static_cast<uint64_t>((grains.begin - first) * grain_bytes);
+  command.data = data;
+  command.bytes = static_cast<uint64_t>(grains.grains() * grain_bytes);
+  command.tag = {kind, sub_group_of(grains).index, "transfer"};
+  return command;
+}
+
+IoCommand TrainingState::slot_command(StateKind kind, GrainRange grains, Extent extent,
                                       std::byte* data) const {
   const SubGroup& group = sub_group_of(grains);
   uint64_t offset = extent.offset;
@@ -166,7 +208,6 @@ IoCommand TrainingState::nvme_command(io::Op op, StateKind kind, GrainRange grai
   }
   offset += static_cast<uint64_t>((grains.begin - group.grains.begin) * spec_.grain_bytes(kind));
   IoCommand command;
-  command.op = op;
   command.file = &store_->file();
   command.offset = offset;
   command.data = data;
@@ -184,13 +225,22 @@ void TrainingState::copy(StateKind kind, GrainRange grains, std::byte* to, const
   transfer_.synchronize();
 }
 
+void TrainingState::transfer(io::Op op, IoCommand command) const {
+  require(command.offset % kDiskBlockBytes == 0,
+          "a transfer of training state starts at a disk block");
+  command.op = op;
+  pump_->submit(command).wait();
+}
+
 void TrainingState::read(StateKind kind, GrainRange grains, std::byte* buffer) {
   const int32_t group = sub_group_of(grains).index;
   if (spec_.grain_bytes(kind) == 0) return;
   if (const std::byte* const here = resident(kind, grains.begin)) {
     copy(kind, grains, buffer, here, CopyDirection::device_to_host);
+  } else if (is_shard(kind)) {
+    transfer(io::Op::read, shard_command(kind, grains, buffer));
   } else {
-    pump_->submit(nvme_command(io::Op::read, kind, grains, store_->current(group), buffer)).wait();
+    transfer(io::Op::read, slot_command(kind, grains, store_->current(group), buffer));
   }
 }
 
@@ -200,10 +250,13 @@ void TrainingState::write(StateKind kind, GrainRange grains, const std::byte* bu
   if (std::byte* const here = resident(kind, grains.begin)) {
     return copy(kind, grains, here, buffer, CopyDirection::host_to_device);
   }
+  auto* const data = const_cast<std::byte*>(buffer);  // not written to
+  if (is_shard(kind)) {
+    transfer(io::Op::write, shard_command(kind, grains, data));
+    return;
+  }
   for (int slot = 0; slot < spec_.slots; ++slot) {
-    const Extent extent = store_->layout().extent(group, slot);
-    pump_->submit(nvme_command(io::Op::write, kind, grains, extent, const_cast<std::byte*>(buffer)))
-        .wait();
+    transfer(io::Op::write, slot_command(kind, grains, store_->layout().extent(group, slot), data));
   }
 }
 

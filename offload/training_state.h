@@ -2,14 +2,14 @@
 //
 // Parameters (this rank's shards), gradients, master weights and moments are arrays over one index
 // range of grains, each with a placement of its own. What lives on the device or in pinned host
-// memory has an address; what lives on nvme has a place in the slot store.
+// memory has an address; optimizer state on nvme has a place in the slot store, parameters and
+// gradients there lie in a file of their own, in the order of their grains.
 #pragma once
 
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <span>
+#include <optional>
 #include <vector>
 
 #include "kernels/device/device.h"
@@ -24,7 +24,7 @@ namespace strata::offload {
 
 struct TrainingStateSpec {
   Placement param;
-  Placement grad;  // where the update of the grain runs: device or host
+  Placement grad;  // where the update of the grain runs, device or host; or nvme
   std::array<Placement, kOptimizerKindCount> optimizer_state;
   // In kOptimizerKinds' order; none where the optimizer keeps no such kind.
   std::array<Codec, kOptimizerKindCount> codecs = {Codec::fp32, Codec::fp32, Codec::fp32};
@@ -49,25 +49,34 @@ struct TrainingStateSpec {
   uint64_t padded_bytes(StateKind kind, int64_t grains) const;
 };
 
-// What is read or written of a sub-group at a time starts at a multiple of this many of its grains,
-// and ends at one or with the sub-group: so it is whole disk blocks in every codec.
+// Transfers that start at a multiple of this many grains of their sub-group are whole disk blocks
+// in every codec.
 inline constexpr int64_t kTransferAlignGrains = 64;
 
-// Bytes that the update of one sub-group moves: its nvme kinds to the update and back, and its
-// parameters to the device; those that the update reads from there before, too.
+// Bytes that the update of one sub-group moves: what lies on nvme to the update and back, and its
+// parameters to where they live; those that the update reads from there before, too.
 LinkBytes update_traffic(const TrainingStateSpec& spec, const SubGroup& group);
+// The part of it that comes before the update.
+LinkBytes read_traffic(const TrainingStateSpec& spec, const SubGroup& group);
 // Bytes that restoring its parameters from master weights on nvme moves.
 LinkBytes restoration_traffic(const TrainingStateSpec& spec, const SubGroup& group);
 
-// The reservations that TrainingState claims: "<kind> on device", "<kind> on host", "state file".
+// The reservations that TrainingState claims: "<kind> on device", "<kind> on host", "state file",
+// and "<kind> file" for parameters and gradients.
 std::vector<Reservation> reservations_for(const TrainingStateSpec& spec);
+
+// Files of `param` and `grad`, where a part of them lives on nvme, and how large they are.
+struct ShardFiles {
+  std::optional<io::BlockFile> param, grad;
+};
+uint64_t shard_file_bytes(const TrainingStateSpec& spec, StateKind kind);
 
 class TrainingState {
  public:
-  // `store` and `pump` are null when nothing lives on nvme. `transfer` is a device queue for
-  // read() and write(). All must outlive this object.
+  // `store` and `pump` are null when no optimizer state, or nothing at all, lives on nvme.
+  // `transfer` is a device queue for read() and write(). All must outlive this object.
   TrainingState(TrainingStateSpec spec, TierManager& tiers, SlotStore* store, Pump* pump,
-                Queue& transfer);
+                Queue& transfer, ShardFiles files = {});
 
   const TrainingStateSpec& spec() const { return spec_; }
   SlotStore* store() const { return store_; }
@@ -75,8 +84,10 @@ class TrainingState {
   // Address of a grain's first element; null where it lives on nvme. The address holds for the
   // rest of the grain's run in that tier.
   std::byte* resident(StateKind kind, int64_t grain) const;
+  // A transfer between `data` and grains of `param` or `grad` that live on nvme.
+  IoCommand shard_command(StateKind kind, GrainRange grains, std::byte* data) const;
 
-  // Copies grains of one sub-group, cut as kTransferAlignGrains says, between their tier and
+  // Copies grains of one sub-group, which start at a disk block, between their tier and
   // `buffer`: pinned host memory aligned to 4096 bytes, with room for padded_bytes(), laid out as
   // stored. Blocks. Not for use while a step is under way: these are the verbs of initialization,
   // digests and checkpoints. write() fills every slot. Throws IoError.
@@ -88,18 +99,20 @@ class TrainingState {
     Arena device;
     Arena host;
   };
-  // The sub-group of a transfer. Throws Error when it is not cut as it must be.
+  // The sub-group of a transfer. Throws Error when there are several.
   const SubGroup& sub_group_of(GrainRange grains) const;
   // Between memory; `on_device` is the direction where the grains lie on the device.
   void copy(StateKind kind, GrainRange grains, std::byte* to, const std::byte* from,
             CopyDirection on_device) const;
-  IoCommand nvme_command(io::Op op, StateKind kind, GrainRange grains, Extent extent,
-                         std::byte* data) const;
+  // With the disk; blocks.
+  void transfer(io::Op op, IoCommand command) const;
+  IoCommand slot_command(StateKind kind, GrainRange grains, Extent extent, std::byte* data) const;
 
   const TrainingStateSpec spec_;
   SlotStore* const store_;
   Pump* const pump_;
   Queue& transfer_;
+  const ShardFiles files_;
   std::array<Array, kStateKindCount> arrays_;
 };
 

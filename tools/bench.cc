@@ -21,12 +21,6 @@ namespace {
 
 double seconds_since(int64_t begin_ns) { return static_cast<double>(now_ns() - begin_ns) * 1e-9; }
 
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t middle = values.size() / 2;
-  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
-}
-
 double timed_run(const Entrant& entrant) {
   if (entrant.prepare) entrant.prepare();
   const int64_t begin_ns = now_ns();
@@ -50,6 +44,12 @@ Times Times::operator+(const Times& other) const {
   Times sum = *this;
   for (size_t i = 0; i < rounds(); ++i) sum.seconds_[i] += other.seconds_.at(i);
   return sum;
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const size_t middle = values.size() / 2;
+  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
 }
 
 double Times::best_seconds() const { return *std::min_element(seconds_.begin(), seconds_.end()); }
@@ -131,6 +131,7 @@ void add_bench(CLI::App& app) {
   add_bench_adam(*bench);
   add_bench_io(*bench);
   add_bench_step(*bench);
+  add_bench_pipeline(*bench);
 }
 
 }  // namespace strata::tools

@@ -16,6 +16,7 @@ namespace strata::tools {
 void add_bench_adam(CLI::App& bench);
 void add_bench_io(CLI::App& bench);
 void add_bench_step(CLI::App& bench);
+void add_bench_pipeline(CLI::App& bench);
 
 // How often a bench repeats: `rounds` times, or while `seconds` last where that is 0.
 struct Repetition {
@@ -28,6 +29,9 @@ struct Entrant {
   std::function<void()> prepare;
   std::function<void()> run;
 };
+
+// Of at least one value.
+double median(std::vector<double> values);
 
 // What one entrant took, a value a round.
 class Times {

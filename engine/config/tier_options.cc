@@ -332,7 +332,8 @@ Group strata_group(ConfigDraft& draft) {
                                        {"always", SpeculateChoice::always}}),
                 "With two slots: sub-groups on nvme are updated inside backward, as if the norm "
                 "will not ask for clipping, and again where it does. auto: while at most 4 of the "
-                "last 16 steps were clipped or skipped."),
+                "last 16 steps were clipped or skipped. Not with split16 masters, from which "
+                "overwritten parameters could not be restored."),
        honoured("strata.recompute",
                 choice(out.recompute,
                        {{"auto", RecomputeChoice::automatic}, {"always", RecomputeChoice::always}}),

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <string_view>
 
@@ -94,6 +95,16 @@ void check_config(const PlanInput& input) {
   }
 }
 
+void check_speculation(const Config& config) {
+  if (config.speculate != SpeculateChoice::always) return;
+  const bool on_nvme = std::all_of(config.optimizer_state.begin(), config.optimizer_state.end(),
+                                   [](const TierFractions& parts) { return parts.nvme > 0; });
+  if (on_nvme && config.slots == 2 && config.overlap && config.master_codec == Codec::fp32) return;
+  throw ConfigError(
+      "speculation is to be there always, and only sub-groups whose whole state is on nvme in two "
+      "slots, with fp32 masters and overlap, can speculate: choose auto, or a state that can");
+}
+
 void check_shape(const PlanInput& input) {
   const BatchShape& shape = input.micro_batch;
   if (shape.batch <= 0 || shape.sequence <= 0) {
@@ -111,6 +122,7 @@ void check_shape(const PlanInput& input) {
 
 void check(const PlanInput& input) {
   check_config(input);
+  check_speculation(input.config);
   check_shape(input);
 }
 

@@ -44,9 +44,8 @@ std::string to_string(const PlanSummary& plan) {
       if (r.tier == tier) out += fmt::format("    {:<28} {:>9.2f} MiB\n", r.name, mib(r.bytes));
     }
   }
-  out += fmt::format("  optimizer state: {}\n", optimizer_state_text(plan));
   out += fmt::format("  process overhead {:.1f} MiB\n", mib(plan.process_overhead_bytes));
-  out += "  optimizer state:";
+  out += fmt::format("  optimizer state: {};", optimizer_state_text(plan));
   for (Tier tier : kTiers) {
     const uint64_t bytes = plan.optimizer_state_bytes[static_cast<size_t>(tier)];
     if (bytes > 0) out += fmt::format(" {:.1f} MiB on {},", mib(bytes), name(tier));

@@ -105,8 +105,8 @@ class Planner {
     state.grad_dtype =
         config.accumulation_steps == 1 && input_.world.size == 1 ? config.dtype : DType::fp32;
     state.slots = config.slots;
-    state.sub_groups = offload::cut_sub_groups(config.sub_group_numel / kGrainNumel, state.param,
-                                               state.optimizer_state);
+    state.sub_groups = offload::cut_sub_groups(config.sub_group_numel / kGrainNumel,
+                                               {state.param, state.grad, state.optimizer_state});
     plan_.frozen_tier = config.param.device == 1.0 ? Tier::device : Tier::host;
     plan_.staging = offload::staging_layout(state, staging_buffers_);
     plan_.transfer_grains = std::min(

@@ -379,7 +379,6 @@ StepResult Runtime::train_step(std::span<const Batch> micro_batches) {
 
   result.step = step_ + 1;
   result.lr = learning_rate(config_, result.step);
-  // Local gradients are means over a rank's micro-batch; the step's is the mean over all of them.
   // Local gradients are means over a rank's micro-batch, times the loss scale; the step's is the
   // mean over all of them.
   result.loss_scale = loss_scaler_.scale();
@@ -463,7 +462,6 @@ LinkBytes Runtime::planned(const StepResult& result) const {
 void Runtime::update(StepResult& result, double sum_of_squares, double mean_scale) {
   result.grad_norm = std::sqrt(sum_of_squares) * mean_scale;
   result.skipped = !std::isfinite(sum_of_squares);
-  loss_scaler_.update(result.skipped);
   if (result.skipped) {
     updater_->skip();
   } else {
@@ -471,6 +469,7 @@ void Runtime::update(StepResult& result, double sum_of_squares, double mean_scal
     if (plan_->commits()) commit();
     ++step_;
   }
+  loss_scaler_.update(result.skipped);
   result.speculation = updater_->speculation();
 }
 

@@ -22,6 +22,7 @@ Updater::Updater(const Plan& plan, const Config& config, const Parts& parts,
       awaited_(plan.layout.units().size(), true),
       to_land_(units_.size(), 0),
       speculated_(units_.size(), false) {
+  begun_.reserve(units_.size());
   for (const Unit& unit : plan.layout.units()) {
     const SubGroupRange range = sub_groups_of(plan.state.sub_groups, unit.trainable.shard());
     for (int32_t s = range.begin; s < range.end; ++s) ++units_[static_cast<size_t>(s)];
@@ -105,18 +106,18 @@ void Updater::update(double clip_factor) {
 
 void Updater::skip() {
   policy_.note(true);
-  std::vector<int32_t> begun;
+  begun_.clear();
   for (size_t s = 0; s < speculated_.size(); ++s) {
     if (!speculated_[s]) continue;
     ++speculation_.sub_groups;
-    if (!pipeline_.recall(static_cast<int32_t>(s))) begun.push_back(static_cast<int32_t>(s));
+    if (!pipeline_.recall(static_cast<int32_t>(s))) begun_.push_back(static_cast<int32_t>(s));
   }
-  if (begun.empty()) return;
+  if (begun_.empty()) return;
   // What was read for others gives its buffers back: nobody else would before the next step.
   pipeline_.settle();
-  for (const int32_t s : begun) pipeline_.submit(s, Purpose::restoration);
+  for (const int32_t s : begun_) pipeline_.submit(s, Purpose::restoration);
   awaited_.assign(awaited_.size(), false);
-  speculation_.redone = static_cast<int64_t>(begun.size());
+  speculation_.redone = static_cast<int64_t>(begun_.size());
   speculation_.redone_bytes = pipeline_.promised() - promised_before_;
 }
 

@@ -86,6 +86,7 @@ class Updater {
   bool speculates_ = false;       // in this step
   std::vector<int> to_land_;      // by sub-group: units whose gradients have not landed
   std::vector<bool> speculated_;  // by sub-group: in this step
+  std::vector<int32_t> begun_;    // skip()'s own
   StepResult::Speculation speculation_;
   LinkBytes promised_before_ = {};  // this step
 };

@@ -115,7 +115,8 @@ std::vector<Segment> segment_table(const ModelLayout& layout) {
     };
     add(0, boundary, true);
     add(boundary, shard, false);
-    unit_index += unit.trainable.numel;
+    // Padding, which depends on the number of ranks, does not count: it is zero and stays zero.
+    unit_index += grains_for(unit.trainable.content_numel) * kGrainNumel;
   }
   return segments;
 }

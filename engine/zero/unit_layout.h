@@ -96,7 +96,8 @@ struct Segment {
   int64_t begin = 0;  // elements from the start of the shard space
   int64_t end = 0;
   bool weight_decay = false;
-  // Of element `begin` in the whole model: what all ranks' trainable flat buffers are end to end.
+  // Of element `begin` in the whole model: all ranks' trainable flat buffers end to end, each in
+  // whole grains. The same in every world.
   uint64_t first_index = 0;
 };
 

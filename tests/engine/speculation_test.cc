@@ -221,5 +221,21 @@ TEST_F(SpeculationTest, AutoStopsWhereStepsAreClipped) {
   EXPECT_EQ(run(config, {}).speculated, 0) << "nowhere to write to";
 }
 
+// What was read ahead for a skipped step, parameters from the device too, is accounted for.
+TEST(SplitMasters, SkippedStepsLeaveTheBitsOfWholeMasters) {
+  TemporaryDirectory directory;
+  for (const int slots : {1, 2}) {
+    Config config = nvme_config(directory.path());
+    config.speculate = SpeculateChoice::never;
+    config.slots = slots;
+    const Course course{.clipping = 0.5, .overflows = {1, kSteps - 1}};
+    const Outcome whole = run(config, course);
+    config.master_codec = Codec::split16;
+    const Outcome split = run(config, course);
+    EXPECT_EQ(split.digest, whole.digest) << slots << " slots";
+    EXPECT_EQ(split.norms, whole.norms) << slots << " slots";
+  }
+}
+
 }  // namespace
 }  // namespace strata

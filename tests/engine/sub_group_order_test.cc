@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <array>
 
 #include "tests/engine/tiny_run.h"
 
@@ -18,8 +17,7 @@ class SubGroupOrderTest : public testing::Test {
 
   std::vector<offload::SubGroup> cut(int64_t grains) const {
     const offload::Placement host({0, 1, 0}, layout_.trainable_grains());
-    const std::array<offload::Placement, kOptimizerKindCount> state = {host, host, host};
-    return offload::cut_sub_groups(grains, host, state);
+    return offload::cut_sub_groups(grains, {host, host, {host, host, host}});
   }
   Program program(bool gathered, int micro_batches) const {
     const std::vector<bool> all(layout_.units().size(), gathered);

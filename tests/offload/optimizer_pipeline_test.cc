@@ -28,6 +28,7 @@ struct TierSetup {
   const char* name;
   TierFractions param;
   std::array<TierFractions, kOptimizerKindCount> state;
+  double grad_on_nvme = 0;  // a part of the gradients; the rest is where the update is
 };
 
 void PrintTo(const TierSetup& setup, std::ostream* out) { *out << setup.name; }
@@ -42,6 +43,8 @@ const TierSetup kSetups[] = {
     {"nvme_params_on_device", kDevice, {kNvme, kNvme, kNvme}},
     {"nvme_params_on_host", kHost, {kNvme, kNvme, kNvme}},
     {"moments_on_nvme", kDevice, {kHost, kNvme, kNvme}},
+    {"all_on_nvme", kNvme, {kNvme, kNvme, kNvme}, 1},
+    {"params_and_gradients_on_nvme", {0, 0.3, 0.7}, {kHost, kHost, kNvme}, 0.5},
     {"three_tiers", {0.5, 0.5, 0}, {TierFractions{0.2, 0.3, 0.5}, {0.2, 0.4, 0.4}, {0.2, 0.8, 0}}},
 };
 
@@ -86,9 +89,11 @@ class Rig {
       spec.optimizer_state[i] = Placement(setup.state[i], kGrains);
     }
     const double on_device = setup.state[0].device;
-    spec.grad = Placement({on_device, 1 - on_device, 0}, kGrains);
+    spec.grad =
+        Placement({on_device, 1 - on_device - setup.grad_on_nvme, setup.grad_on_nvme}, kGrains);
     spec.param_dtype = DType::fp32;
-    spec.sub_groups = cut_sub_groups(sub_group_grains, spec.param, spec.optimizer_state);
+    spec.sub_groups =
+        cut_sub_groups(sub_group_grains, {spec.param, spec.grad, spec.optimizer_state});
     const StagingLayout staging = staging_layout(spec, buffers);
 
     PlanSummary plan;
@@ -111,7 +116,15 @@ class Rig {
       store_.emplace(std::move(layout), std::move(files), *pump_,
                      std::span<std::byte>(transfer_.data(), transfer_.bytes()));
     }
-    state_.emplace(spec, *tiers_, store_ ? &*store_ : nullptr, pump_.get(), *copy_in_);
+    ShardFiles shards;
+    if (const uint64_t bytes = shard_file_bytes(spec, StateKind::param)) {
+      shards.param = io::BlockFile::create_scratch(directory_.path(), bytes, {}, log_);
+    }
+    if (const uint64_t bytes = shard_file_bytes(spec, StateKind::grad)) {
+      shards.grad = io::BlockFile::create_scratch(directory_.path(), bytes, {}, log_);
+    }
+    state_.emplace(spec, *tiers_, store_ ? &*store_ : nullptr, pump_.get(), *copy_in_,
+                   std::move(shards));
     pipeline_.emplace(
         OptimizerPipeline::Parts{*state_, pump_.get(), *host_, *compute_, *param_in_, *param_out_,
                                  recorder_},

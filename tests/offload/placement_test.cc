@@ -50,17 +50,19 @@ TEST(PlacementTest, PinningMovesTheStartOfNvmesPart) {
 
 TEST(SubGroupTest, CutsCoverTheSpaceAndLieInOneTierEach) {
   const Placement param({0.3, 0.7, 0}, 101);
+  const Placement grad({0, 0.45, 0.55}, 101);
   const std::array<Placement, kOptimizerKindCount> state = {
       Placement({0, 0.4, 0.6}, 101), Placement({0, 1, 0}, 101), Placement({0, 0.9, 0.1}, 101)};
   for (int64_t size : {1, 3, 16, 1000}) {
     int64_t next = 0;
-    for (const SubGroup& group : cut_sub_groups(size, param, state)) {
+    for (const SubGroup& group : cut_sub_groups(size, {param, grad, state})) {
       EXPECT_EQ(group.grains.begin, next);
       EXPECT_GT(group.grains.grains(), 0);
       EXPECT_LE(group.grains.grains(), size);
       next = group.grains.end;
       for (int64_t grain = group.grains.begin; grain < group.grains.end; ++grain) {
         EXPECT_EQ(param.tier_of(grain), group.param_tier);
+        EXPECT_EQ(grad.tier_of(grain), group.grad_tier);
         for (size_t kind = 0; kind < kOptimizerKindCount; ++kind) {
           EXPECT_EQ(state[kind].tier_of(grain), group.state_tier[kind]);
         }

@@ -19,7 +19,8 @@ TrainingStateSpec three_groups() {
   TrainingStateSpec spec;
   spec.param = Placement({0, 1, 0}, 10);
   spec.optimizer_state = {Placement({0, 0.2, 0.8}, 10), Placement({0, 0, 1}, 10), spec.param};
-  spec.sub_groups = cut_sub_groups(4, spec.param, spec.optimizer_state);
+  spec.grad = spec.param;
+  spec.sub_groups = cut_sub_groups(4, {spec.param, spec.grad, spec.optimizer_state});
   spec.slots = 2;
   return spec;
 }

@@ -130,7 +130,43 @@ TEST_F(BenchCommandTest, HelpNamesEveryOption) {
     EXPECT_THAT(step_help, HasSubstr(option));
   }
   const std::string benches = strata("bench --help").out;
-  for (const char* bench : {"adam", "io", "step"}) EXPECT_THAT(benches, HasSubstr(bench));
+  for (const char* bench : {"adam", "io", "pipeline", "step"})
+    EXPECT_THAT(benches, HasSubstr(bench));
+  const std::string pipeline = strata("bench pipeline --help").out;
+  for (const char* option : {"--numel", "--sub-group", "--staging", "--grad", "--param", "--path",
+                             "--threads", "--seconds", "--steps", "--json", "--smoke"}) {
+    EXPECT_THAT(pipeline, HasSubstr(option));
+  }
+}
+
+// 12 bytes of state an element are read and written; gradients and parameters are 2 each.
+TEST_F(BenchCommandTest, APipelineStepMovesWhatTheFormulaSays) {
+  for (const bool grad : {false, true}) {
+    for (const bool param : {false, true}) {
+      const Result result =
+          strata(std::string("bench pipeline --smoke --json --path ") + directory_ +
+                 (grad ? " --grad nvme" : "") + (param ? " --param nvme" : ""));
+      ASSERT_EQ(result.exit_code, 0) << result.err;
+      const json measured = json::parse(result.out);
+      const int64_t numel = measured.at("numel");
+      EXPECT_EQ(measured.at("read_bytes"), numel * (grad ? 14 : 12));
+      EXPECT_EQ(measured.at("written_bytes"), numel * (param ? 14 : 12));
+      EXPECT_EQ(measured.at("rounds"), 2);
+      EXPECT_EQ(measured.at("ratios").size(), 2u);
+      EXPECT_GT(measured.at("ratio"), 0.0);
+      EXPECT_GT(measured.at("checked_numel"), 0);
+      EXPECT_LT(measured.at("peak_resident_bytes"), int64_t{2} << 30);
+      EXPECT_THAT(result.err, HasSubstr("initial state"));
+    }
+  }
+}
+
+TEST_F(BenchCommandTest, APipelineStepIsPrinted) {
+  const Result result = strata("bench pipeline --smoke --steps 1 --path " + directory_);
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  for (const char* words : {"AdamW over", "of the ceiling", "as the formula says", "peak memory"}) {
+    EXPECT_THAT(result.out, HasSubstr(words));
+  }
 }
 
 TEST_F(BenchCommandTest, RefusesWhatItCannotMeasure) {
@@ -149,6 +185,12 @@ TEST_F(BenchCommandTest, RefusesWhatItCannotMeasure) {
   EXPECT_EQ(strata("bench adam --repeat 0").exit_code, 2);
   EXPECT_EQ(strata("bench adam --threads 0").exit_code, 2);
   EXPECT_EQ(strata("bench").exit_code, 2);
+  expect_refused(strata("bench pipeline --grad device"), 2, "--grad");
+  expect_refused(strata("bench pipeline --numel 0.5"), 2, "--numel");
+  expect_refused(strata("bench pipeline --numel 1e9"), 3, "--sub-group");
+  expect_refused(strata("bench pipeline --numel 1e12 --grad nvme --param nvme"), 3, "--path");
+  EXPECT_EQ(strata("bench pipeline --staging 1").exit_code, 2);
+  EXPECT_EQ(strata("bench pipeline --path /no/such/place").exit_code, 2);
 }
 
 class BenchIoCommandTest : public TrainCommandTest {

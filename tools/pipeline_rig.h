@@ -117,10 +117,10 @@ class PipelineRig {
   std::unique_ptr<offload::Pump> pump_;
   std::optional<offload::SlotStore> store_;
   std::optional<offload::TrainingState> state_;
+  std::vector<int32_t> order_;  // the pipeline reads ahead in it to its end
   std::optional<offload::OptimizerPipeline> pipeline_;
   int64_t ceiling_sub_groups_ = 0;
   std::vector<Lane> lanes_;
-  std::vector<int32_t> order_;
   std::vector<Sample> samples_;
   ops::OptimizerScalars scalars_;  // of the step under way
 };

@@ -205,8 +205,8 @@ class Rig {
   std::unique_ptr<Pump> pump_;
   std::optional<SlotStore> store_;
   std::optional<TrainingState> state_;
+  std::vector<int32_t> order_;  // the pipeline reads ahead in it to its end
   std::optional<OptimizerPipeline> pipeline_;
-  std::vector<int32_t> order_;
 };
 
 // master += grad, exp_avg += 2, exp_avg_sq *= 2, param = master

@@ -5,6 +5,7 @@
 
 #include "strata/clock.h"
 #include "strata/error.h"
+#include "strata/wait_scope.h"
 
 namespace strata::offload {
 
@@ -28,11 +29,9 @@ void OptimizerPipeline::Graph::place(Job& job) {
   spans.sub_group = group.index;
   spans.grains = group.grains;
   spans.tier = group.update_tier();
-  std::byte* next = job.staging;
   for (size_t i = 0; i < kOptimizerKindCount; ++i) {
     if (group.state_tier[i] == Tier::nvme) {
-      spans.state[i] = next;
-      next += spec.padded_bytes(kOptimizerKinds[i], group.grains.grains());
+      spans.state[i] = job.staging + spec.extent_offset(group, kOptimizerKinds[i]);
     } else {
       spans.state[i] = parts_.state.resident(kOptimizerKinds[i], group.grains.begin);
     }
@@ -262,12 +261,8 @@ void OptimizerPipeline::Graph::note_wait(int32_t sub_group, int64_t since_ns,
                                          int64_t there_ns) noexcept {
   const int64_t begin_ns = std::max(since_ns, host_updates_.last_end_ns());
   if (there_ns <= begin_ns) return;
-  parts_.traffic.record({Activity::wait,
-                         {StateKind::master, sub_group, kWaitLabel},
-                         "optimizer",
-                         /*bytes=*/0,
-                         begin_ns,
-                         there_ns});
+  record_wait(parts_.traffic, {StateKind::master, sub_group, kWaitLabel}, "optimizer", begin_ns,
+              there_ns);
 }
 
 }  // namespace strata::offload

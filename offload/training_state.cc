@@ -21,10 +21,20 @@ size_t optimizer_index(StateKind kind) {
   return static_cast<size_t>(kind) - static_cast<size_t>(StateKind::master);
 }
 
-constexpr uint64_t kDiskBlockBytes = 4096;
+constexpr int64_t kDiskBlockBytes = 4096;
 
 uint64_t bytes_of(const TrainingStateSpec& spec, const SubGroup& group, StateKind kind) {
   return static_cast<uint64_t>(group.grains.grains() * spec.grain_bytes(kind));
+}
+
+// Of a slot, what the first `kinds` kinds take.
+uint64_t bytes_before(const TrainingStateSpec& spec, const SubGroup& group, size_t kinds) {
+  uint64_t bytes = 0;
+  for (size_t i = 0; i < kinds; ++i) {
+    if (group.state_tier[i] != Tier::nvme) continue;
+    bytes += spec.padded_bytes(kOptimizerKinds[i], group.grains.grains());
+  }
+  return bytes;
 }
 
 // From the update to where they live.
@@ -78,18 +88,15 @@ bool TrainingStateSpec::uses_nvme() const {
 }
 
 uint64_t TrainingStateSpec::padded_bytes(StateKind kind, int64_t grains) const {
-  const auto bytes = static_cast<uint64_t>(grains * grain_bytes(kind));
-  return (bytes + kDiskBlockBytes - 1) / kDiskBlockBytes * kDiskBlockBytes;
+  return static_cast<uint64_t>(round_up(grains * grain_bytes(kind), kDiskBlockBytes));
 }
 
 uint64_t TrainingStateSpec::extent_bytes(const SubGroup& group) const {
-  uint64_t bytes = 0;
-  for (size_t i = 0; i < kOptimizerKindCount; ++i) {
-    if (group.state_tier[i] == Tier::nvme) {
-      bytes += padded_bytes(kOptimizerKinds[i], group.grains.grains());
-    }
-  }
-  return bytes;
+  return bytes_before(*this, group, kOptimizerKindCount);
+}
+
+uint64_t TrainingStateSpec::extent_offset(const SubGroup& group, StateKind kind) const {
+  return bytes_before(*this, group, optimizer_index(kind));
 }
 
 bool TrainingStateSpec::loads_param(const SubGroup& group) const {
@@ -200,16 +207,11 @@ IoCommand TrainingState::shard_command(StateKind kind, GrainRange grains, std::b
 IoCommand TrainingState::slot_command(StateKind kind, GrainRange grains, Extent extent,
                                       std::byte* data) const {
   const SubGroup& group = sub_group_of(grains);
-  uint64_t offset = extent.offset;
-  for (size_t i = 0; kOptimizerKinds[i] != kind; ++i) {
-    if (group.state_tier[i] == Tier::nvme) {
-      offset += spec_.padded_bytes(kOptimizerKinds[i], group.grains.grains());
-    }
-  }
-  offset += static_cast<uint64_t>((grains.begin - group.grains.begin) * spec_.grain_bytes(kind));
   IoCommand command;
   command.file = &store_->file();
-  command.offset = offset;
+  command.offset =
+      extent.offset + spec_.extent_offset(group, kind) +
+      static_cast<uint64_t>((grains.begin - group.grains.begin) * spec_.grain_bytes(kind));
   command.data = data;
   command.bytes = spec_.padded_bytes(kind, grains.grains());
   command.tag = {kind, group.index, "transfer"};

@@ -41,6 +41,8 @@ struct TrainingStateSpec {
   // A slot holds the kinds of its sub-group that are on nvme, in kOptimizerKinds' order, each from
   // a disk block on.
   uint64_t extent_bytes(const SubGroup& group) const;
+  // Where one of them starts there.
+  uint64_t extent_offset(const SubGroup& group, StateKind kind) const;
   bool on_disk(const SubGroup& group) const { return extent_bytes(group) > 0; }
   // Whether the sub-group's update reads parameters that lie elsewhere.
   bool loads_param(const SubGroup& group) const;

@@ -38,6 +38,21 @@ void check_loss_scale(const LossScaleConfig& scale) {
   }
 }
 
+void check_speculation(const Config& config) {
+  if (config.speculate != SpeculateChoice::always) return;
+  if (config.slots == 1 || !config.overlap) {
+    throw ConfigError("speculating takes two slots and overlap: set both, or leave it");
+  }
+  const bool on_nvme = std::all_of(config.optimizer_state.begin(), config.optimizer_state.end(),
+                                   [](const TierFractions& parts) { return parts.nvme > 0; });
+  if (!on_nvme || config.master_codec != Codec::fp32) {
+    throw ConfigError(
+        "speculation is to be there always, and only sub-groups whose whole state is on nvme in "
+        "two "
+        "slots, with fp32 masters and overlap, can speculate: choose auto, or a state that can");
+  }
+}
+
 void check_config(const PlanInput& input) {
   const Config& config = input.config;
   if (input.world.rank < 0 || input.world.rank >= input.world.size) {
@@ -62,9 +77,7 @@ void check_config(const PlanInput& input) {
   if (config.staging_buffers < 0 || config.slots < 1 || config.slots > 2) {
     throw ConfigError("staging_buffers must be at least 1, or 0 for auto, and slots 1 or 2");
   }
-  if (config.speculate == SpeculateChoice::always && (config.slots == 1 || !config.overlap)) {
-    throw ConfigError("speculating takes two slots and overlap: set both, or leave it");
-  }
+  check_speculation(config);
   if (config.pin_state && config.host_memory == 0) {
     throw ConfigError("state is to be pinned without a budget to fill: set host_memory");
   }
@@ -95,16 +108,6 @@ void check_config(const PlanInput& input) {
   }
 }
 
-void check_speculation(const Config& config) {
-  if (config.speculate != SpeculateChoice::always) return;
-  const bool on_nvme = std::all_of(config.optimizer_state.begin(), config.optimizer_state.end(),
-                                   [](const TierFractions& parts) { return parts.nvme > 0; });
-  if (on_nvme && config.slots == 2 && config.overlap && config.master_codec == Codec::fp32) return;
-  throw ConfigError(
-      "speculation is to be there always, and only sub-groups whose whole state is on nvme in two "
-      "slots, with fp32 masters and overlap, can speculate: choose auto, or a state that can");
-}
-
 void check_shape(const PlanInput& input) {
   const BatchShape& shape = input.micro_batch;
   if (shape.batch <= 0 || shape.sequence <= 0) {
@@ -122,7 +125,6 @@ void check_shape(const PlanInput& input) {
 
 void check(const PlanInput& input) {
   check_config(input);
-  check_speculation(input.config);
   check_shape(input);
 }
 

@@ -334,12 +334,8 @@ void Runtime::await_parameters(int unit, Queue& queue) {
   compute_->run([this, unit, begin, end = now_ns()] {
     const int64_t since = std::max(begin, passes_->last_end_ns());
     if (since >= end) return;
-    recorder_.record({Activity::wait,
-                      {StateKind::param, unit, kUpdateWaitLabel},
-                      compute_->name(),
-                      /*bytes=*/0,
-                      since,
-                      end});
+    record_wait(recorder_, {StateKind::param, unit, kUpdateWaitLabel}, compute_->name(), since,
+                end);
   });
 }
 

@@ -178,7 +178,7 @@ void HostQueue::wait_and_report(const Event& event, const TrafficTag& tag) {
   if (event.reached()) return;
   const int64_t begin_ns = now_ns();
   event.wait();
-  record_wait(traffic_, tag, name_, begin_ns);
+  record_wait(traffic_, tag, name_, begin_ns, now_ns());
 }
 
 }  // namespace strata

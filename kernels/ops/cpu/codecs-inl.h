@@ -1,7 +1,7 @@
 // The codecs of optimizer state, a block at a time. Included once for each target.
 //
 // Stochastic rounding takes 16 bits of noise an element: what is cut off counts as the probability
-// of going up. The noise is a hash of the block's key and the element's place in it, so it depends
+// of going up. The noise is made of the grain's key and the element's place in it, so it depends
 // neither on how a call is cut nor on the length of a vector.
 //
 // An int8 block is 256 codes and a scale. Codes are 8-bit floats, with subnormals and without
@@ -23,54 +23,77 @@
 #include <limits>
 #include <type_traits>
 
-#include "kernels/ops/cpu/elements-inl.h"
+#include "hwy/cache_control.h"
+#include "kernels/ops/cpu/pairs-inl.h"
 #include "strata/codec.h"
 #include "strata/tier.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace strata::ops::HWY_NAMESPACE {
 
-using U32 = hn::RebindToUnsigned<F32>;
-using I32 = hn::RebindToSigned<F32>;
-using U32Vec = hn::Vec<U32>;
+// 32 bits an element, of which exp_avg takes the upper half and exp_avg_sq the lower, for the
+// elements from `first` of a grain of the whole model. Two neighbours share a member of a Weyl
+// sequence that starts at the grain's key, and multiply it by a constant each. With a key drawn
+// anew for each step an element's 32 bits are uniform, and independent of those of other steps;
+// rounding asks no more.
+class Noise {
+ public:
+  HWY_INLINE Noise(uint32_t key, uint32_t first) {
+    const U32 d;
+    const U32Vec spread = hn::Mul(hn::Iota(d, 0), hn::Set(d, kSpread));
+    sequence_ = hn::Add(spread, hn::Set(d, first / 2 * kSpread + key));
+  }
+  // Of the pair of vectors after the last.
+  HWY_INLINE U32Pair next() {
+    const U32 d;
+    const U32Vec x = hn::Xor(sequence_, hn::ShiftRight<16>(sequence_));
+    sequence_ = hn::Add(sequence_, hn::Set(d, kLanes * kSpread));
+    return {hn::Mul(x, hn::Set(d, kEven)), hn::Mul(x, hn::Set(d, kOdd))};
+  }
 
-// 32 bits an element, of which exp_avg takes the upper half and exp_avg_sq the lower. `places` are
-// the elements' places in a grain of the whole model. The hash is lowbias32 by Chris Wellons.
-HWY_INLINE U32Vec noise(uint32_t key, U32Vec places) {
-  const U32 d;
-  U32Vec x = hn::Xor(hn::Mul(places, hn::Set(d, 0x9e3779b1)), hn::Set(d, key));
-  x = hn::Mul(hn::Xor(x, hn::ShiftRight<16>(x)), hn::Set(d, 0x7feb352d));
-  x = hn::Mul(hn::Xor(x, hn::ShiftRight<15>(x)), hn::Set(d, 0x846ca68b));
-  return hn::Xor(x, hn::ShiftRight<16>(x));
-}
+ private:
+  static constexpr uint32_t kSpread = 0x9e3779b1;  // 2^32 over the golden ratio, odd
+  static constexpr uint32_t kEven = 0x7feb352d;    // of lowbias32, by Chris Wellons
+  static constexpr uint32_t kOdd = 0x846ca68b;
+
+  U32Vec sequence_;
+};
+
 template <StateKind kKind>
-HWY_INLINE U32Vec noise_of(U32Vec noise) {
+HWY_INLINE U32Pair noise_of(U32Pair noise) {
   static_assert(kKind == StateKind::exp_avg || kKind == StateKind::exp_avg_sq);
-  if constexpr (kKind == StateKind::exp_avg) return hn::ShiftRight<16>(noise);
-  return hn::And(noise, hn::Set(U32(), 0xffff));
+  if constexpr (kKind == StateKind::exp_avg) {
+    return {hn::ShiftRight<16>(noise.even), hn::ShiftRight<16>(noise.odd)};
+  } else {
+    return {hn::And(noise.even, lower_mask()), hn::And(noise.odd, lower_mask())};
+  }
 }
 
 // master = parameter + rest, as integers: the bf16 parameter is the master's bits rounded half away
 // from zero, the rest its lower half as a signed number.
 struct Split16 {
-  static HWY_INLINE F32Vec decode(const uint16_t* param, const int16_t* rest) {
-    const I32 d;
-    const auto upper = hn::PromoteTo(U32(), hn::LoadU(hn::Rebind<uint16_t, F32>(), param));
-    const auto lower = hn::PromoteTo(d, hn::LoadU(hn::Rebind<int16_t, F32>(), rest));
-    return hn::BitCast(F32(), hn::Add(hn::BitCast(d, hn::ShiftLeft<16>(upper)), lower));
+  static HWY_INLINE F32Pair decode(const uint16_t* param, const uint16_t* rest) {
+    const U32Pair upper = upper_of_words(load_words(param));
+    const auto lower = hn::BitCast(I32(), load_words(rest));
+    const auto lower_even = hn::ShiftRight<16>(hn::ShiftLeft<16>(lower));
+    const auto lower_odd = hn::ShiftRight<16>(lower);
+    return values({hn::Add(upper.even, hn::BitCast(U32(), lower_even)),
+                   hn::Add(upper.odd, hn::BitCast(U32(), lower_odd))});
   }
-  static HWY_INLINE void encode_rest(F32Vec master, int16_t* rest) {
-    const hn::Rebind<uint16_t, F32> d;
-    const auto lower = hn::TruncateTo(d, hn::BitCast(U32(), master));
-    hn::StoreU(lower, d, reinterpret_cast<uint16_t*>(rest));
+  static HWY_INLINE void encode_rest(F32Pair master, uint16_t* rest) {
+    store_words(words_of_lower(bits(master)), rest);
   }
 };
 
-// Of an x without a payload in its NaN.
-HWY_INLINE void encode_bf16(F32Vec x, U32Vec noise, uint16_t* to) {
-  const hn::Rebind<uint16_t, F32> d;
-  const U32Vec bits = hn::Add(hn::BitCast(U32(), x), noise);
-  hn::StoreU(hn::TruncateTo(d, hn::ShiftRight<16>(bits)), d, to);
+// bf16 of an x without a payload in its NaN, rounded half away from zero, and by noise.
+HWY_INLINE void encode_bf16(F32Pair x, uint16_t* to) {
+  const U32Vec half = hn::Set(U32(), 0x8000);
+  const U32Pair b = bits(x);
+  store_words(words_of_upper({hn::Add(b.even, half), hn::Add(b.odd, half)}), to);
+}
+HWY_INLINE void encode_bf16(F32Pair x, U32Pair noise, uint16_t* to) {
+  const U32Pair b = bits(x);
+  store_words(words_of_upper({hn::Add(b.even, noise.even), hn::Add(b.odd, noise.odd)}), to);
 }
 
 // kMantissa bits of mantissa, and a sign where kSigned.
@@ -81,44 +104,16 @@ struct Int8Format {
   static constexpr float kMaxUnits =
       static_cast<float>(((uint64_t{2} << kMantissa) - 1) << kMaxExponent);
 
-  static HWY_INLINE F32Vec decode(const uint8_t* code, F32Vec scale) {
-    const U32 d;
-    const U32Vec bits = hn::PromoteTo(d, hn::LoadU(hn::Rebind<uint8_t, F32>(), code));
-    const U32Vec magnitude = hn::And(bits, hn::Set(d, kMaxCode));
-    const U32Vec one = hn::Set(d, 1);
-    const U32Vec exponent = hn::Sub(hn::Max(hn::ShiftRight<kMantissa>(magnitude), one), one);
-    const U32Vec mantissa = hn::Sub(magnitude, hn::ShiftLeft<kMantissa>(exponent));
-    const U32Vec power = hn::ShiftLeft<23>(hn::Add(exponent, hn::Set(d, 127)));
-    F32Vec x = hn::ConvertTo(F32(), hn::BitCast(I32(), mantissa));
-    x = hn::Mul(hn::Mul(x, hn::BitCast(F32(), power)), scale);
-    if constexpr (!kSigned) return x;
-    const U32Vec sign = hn::ShiftLeft<24>(hn::And(bits, hn::Set(d, 0x80)));
-    return hn::BitCast(F32(), hn::Or(hn::BitCast(d, x), sign));
+  static HWY_INLINE F32Pair decode(const uint8_t* codes, F32Vec scale) {
+    const U32Pair code = lower_of_words(load_bytes(codes));
+    return {decode(code.even, scale), decode(code.odd, scale)};
   }
 
   // `inverse`: units in one.
-  static HWY_INLINE void encode(F32Vec x, F32Vec inverse, U32Vec noise, uint8_t* to) {
-    const U32 d;
-    constexpr uint32_t kLeast = 127 + kMantissa;  // a subnormal's biased exponent, in units
-    const F32Vec units = hn::Mul(hn::Abs(x), inverse);
-    const U32Vec biased = hn::Max(hn::ShiftRight<23>(hn::BitCast(d, units)), hn::Set(d, kLeast));
-    const U32Vec down = hn::ShiftLeft<23>(hn::Sub(hn::Set(d, kLeast + 127), biased));
-    const F32Vec up_by =
-        hn::Mul(hn::ConvertTo(F32(), hn::BitCast(I32(), noise)), hn::Set(F32(), 0x1p-16f));
-    const F32Vec sum = hn::Add(hn::Mul(units, hn::BitCast(F32(), down)), up_by);
-    const U32Vec mantissa = hn::BitCast(d, hn::ConvertTo(I32(), sum));
-    const U32Vec exponent = hn::Sub(biased, hn::Set(d, kLeast));
-    U32Vec code = hn::Add(hn::ShiftLeft<kMantissa>(exponent), mantissa);
-    code = hn::Min(code, hn::Set(d, kMaxCode));
-    if constexpr (kSigned) {
-      const U32Vec sign = hn::ShiftRight<24>(hn::BitCast(d, x));
-      code = hn::Or(code, hn::And(sign, hn::Set(d, 0x80)));
-    } else {
-      const auto above_zero = hn::RebindMask(d, hn::Gt(x, hn::Zero(F32())));
-      code = hn::IfThenElseZero(above_zero, hn::Max(code, hn::Set(d, 1)));
-    }
-    const hn::Rebind<uint8_t, F32> d8;
-    hn::StoreU(hn::TruncateTo(d8, code), d8, to);
+  static HWY_INLINE void encode(F32Pair x, F32Vec inverse, U32Pair noise, uint8_t* to) {
+    store_bytes(
+        words_of_lower({encode(x.even, inverse, noise.even), encode(x.odd, inverse, noise.odd)}),
+        to);
   }
 
   // Of the largest magnitude's bits: the scale to store, and its inverse for encoding.
@@ -134,6 +129,43 @@ struct Int8Format {
     float stored = 0;
     float inverse = 0;
   };
+
+ private:
+  static HWY_INLINE F32Vec decode(U32Vec code, F32Vec scale) {
+    const U32 d;
+    const U32Vec magnitude = hn::And(code, hn::Set(d, kMaxCode));
+    const U32Vec one = hn::Set(d, 1);
+    const U32Vec exponent = hn::Sub(hn::Max(hn::ShiftRight<kMantissa>(magnitude), one), one);
+    const U32Vec mantissa = hn::Sub(magnitude, hn::ShiftLeft<kMantissa>(exponent));
+    const U32Vec power = hn::ShiftLeft<23>(hn::Add(exponent, hn::Set(d, 127)));
+    F32Vec x = hn::ConvertTo(F32(), hn::BitCast(I32(), mantissa));
+    x = hn::Mul(hn::Mul(x, hn::BitCast(F32(), power)), scale);
+    if constexpr (!kSigned) return x;
+    const U32Vec sign = hn::ShiftLeft<24>(hn::And(code, hn::Set(d, 0x80)));
+    return hn::BitCast(F32(), hn::Or(hn::BitCast(d, x), sign));
+  }
+
+  static HWY_INLINE U32Vec encode(F32Vec x, F32Vec inverse, U32Vec noise) {
+    const U32 d;
+    constexpr uint32_t kLeast = 127 + kMantissa;  // a subnormal's biased exponent, in units
+    const F32Vec units = hn::Mul(hn::Abs(x), inverse);
+    const U32Vec biased = hn::Max(hn::ShiftRight<23>(hn::BitCast(d, units)), hn::Set(d, kLeast));
+    const U32Vec down = hn::ShiftLeft<23>(hn::Sub(hn::Set(d, kLeast + 127), biased));
+    const F32Vec up_by =
+        hn::Mul(hn::ConvertTo(F32(), hn::BitCast(I32(), noise)), hn::Set(F32(), 0x1p-16f));
+    const F32Vec sum = hn::Add(hn::Mul(units, hn::BitCast(F32(), down)), up_by);
+    const U32Vec mantissa = hn::BitCast(d, hn::ConvertTo(I32(), sum));
+    const U32Vec exponent = hn::Sub(biased, hn::Set(d, kLeast));
+    U32Vec code = hn::Add(hn::ShiftLeft<kMantissa>(exponent), mantissa);
+    code = hn::Min(code, hn::Set(d, kMaxCode));
+    if constexpr (kSigned) {
+      const U32Vec sign = hn::ShiftRight<24>(hn::BitCast(d, x));
+      return hn::Or(code, hn::And(sign, hn::Set(d, 0x80)));
+    } else {
+      const auto above_zero = hn::RebindMask(d, hn::Gt(x, hn::Zero(F32())));
+      return hn::IfThenElseZero(above_zero, hn::Max(code, hn::Set(d, 1)));
+    }
+  }
 };
 template <StateKind kKind>
 using Int8 =
@@ -150,8 +182,12 @@ HWY_INLINE U32Vec magnitude_bits(F32Vec x) {
   return hn::And(hn::BitCast(d, x), hn::Set(d, 0x7fff'ffff));
 }
 
+HWY_INLINE void prefetch_fp32(const float* from) {
+  for (int64_t i = 0; i < kPairNumel; i += 16) hwy::Prefetch(from + i);
+}
+
 // A block of a moment as the update works on it: load(i), then store(x, noise, i) in order, then
-// finish(). `noise` is noise()'s.
+// finish(). A Noise at the block's first element and what it gives for i are the arguments.
 
 template <StateKind kKind>
 class Fp32Moment {
@@ -159,10 +195,10 @@ class Fp32Moment {
   static constexpr bool kRounds = false;
   Fp32Moment(std::byte* stored, int64_t block)
       : at_(reinterpret_cast<float*>(stored + plain_at(block, sizeof(float)))) {}
-  HWY_INLINE F32Vec load(int64_t i) const { return hn::LoadU(F32(), at_ + i); }
-  HWY_INLINE void store(F32Vec x, U32Vec, int64_t i) { hn::StoreU(x, F32(), at_ + i); }
-  template <class NoiseAt>
-  HWY_INLINE void finish(const NoiseAt&) {}
+  HWY_INLINE void prefetch(int64_t i) const { prefetch_fp32(at_ + i); }
+  HWY_INLINE F32Pair load(int64_t i) const { return load_pair(at_ + i); }
+  HWY_INLINE void store(F32Pair x, U32Pair, int64_t i) { store_pair(x, at_ + i); }
+  HWY_INLINE void finish(Noise) {}
 
  private:
   float* const at_;
@@ -174,12 +210,12 @@ class Bf16Moment {
   static constexpr bool kRounds = true;
   Bf16Moment(std::byte* stored, int64_t block)
       : at_(reinterpret_cast<uint16_t*>(stored + plain_at(block, sizeof(uint16_t)))) {}
-  HWY_INLINE F32Vec load(int64_t i) const { return ops::HWY_NAMESPACE::load<Bf16>(F32(), at_ + i); }
-  HWY_INLINE void store(F32Vec x, U32Vec noise, int64_t i) {
+  HWY_INLINE void prefetch(int64_t i) const { hwy::Prefetch(at_ + i); }
+  HWY_INLINE F32Pair load(int64_t i) const { return values(upper_of_words(load_words(at_ + i))); }
+  HWY_INLINE void store(F32Pair x, U32Pair noise, int64_t i) {
     encode_bf16(x, noise_of<kKind>(noise), at_ + i);
   }
-  template <class NoiseAt>
-  HWY_INLINE void finish(const NoiseAt&) {}
+  HWY_INLINE void finish(Noise) {}
 
  private:
   uint16_t* const at_;
@@ -198,14 +234,14 @@ class Int8Moment {
     std::memcpy(&scale, stored_scale_, sizeof(scale));
     scale_ = hn::Set(F32(), scale);
   }
-  HWY_INLINE F32Vec load(int64_t i) const { return Int8<kKind>::decode(codes_ + i, scale_); }
-  HWY_INLINE void store(F32Vec x, U32Vec, int64_t i) {
-    hn::Store(x, F32(), values_ + i);
-    largest_ = hn::Max(largest_, magnitude_bits(x));
+  HWY_INLINE void prefetch(int64_t i) const { hwy::Prefetch(codes_ + i); }
+  HWY_INLINE F32Pair load(int64_t i) const { return Int8<kKind>::decode(codes_ + i, scale_); }
+  HWY_INLINE void store(F32Pair x, U32Pair, int64_t i) {
+    hn::Store(x.even, F32(), pairs_ + i);
+    hn::Store(x.odd, F32(), pairs_ + i + kLanes);
+    largest_ = hn::Max(largest_, hn::Max(magnitude_bits(x.even), magnitude_bits(x.odd)));
   }
-  // noise_at(i): noise() of the vector at i.
-  template <class NoiseAt>
-  HWY_INLINE void finish(const NoiseAt& noise_at) {
+  HWY_INLINE void finish(Noise noise) {
     const F32 d;
     const uint32_t largest = hn::GetLane(hn::MaxOfLanes(U32(), largest_));
     const typename Int8<kKind>::Scale scale(largest);
@@ -215,9 +251,9 @@ class Int8Moment {
       return;
     }
     const F32Vec inverse = hn::Set(d, scale.inverse);
-    for (int64_t i = 0; i < kCodecBlockNumel; i += kLanes) {
-      Int8<kKind>::encode(hn::Load(d, values_ + i), inverse, noise_of<kKind>(noise_at(i)),
-                          codes_ + i);
+    for (int64_t i = 0; i < kCodecBlockNumel; i += kPairNumel) {
+      const F32Pair x = {hn::Load(d, pairs_ + i), hn::Load(d, pairs_ + i + kLanes)};
+      Int8<kKind>::encode(x, inverse, noise_of<kKind>(noise.next()), codes_ + i);
     }
   }
 
@@ -226,17 +262,17 @@ class Int8Moment {
   std::byte* const stored_scale_;
   F32Vec scale_;
   U32Vec largest_;
-  HWY_ALIGN float values_[kCodecBlockNumel];
+  HWY_ALIGN float pairs_[kCodecBlockNumel];
 };
 
 // One that the optimizer does not keep.
 class NoMoment {
  public:
   static constexpr bool kRounds = false;
-  HWY_INLINE F32Vec load(int64_t) const { return hn::Zero(F32()); }
-  HWY_INLINE void store(F32Vec, U32Vec, int64_t) {}
-  template <class NoiseAt>
-  HWY_INLINE void finish(const NoiseAt&) {}
+  HWY_INLINE void prefetch(int64_t) const {}
+  HWY_INLINE F32Pair load(int64_t) const { return {hn::Zero(F32()), hn::Zero(F32())}; }
+  HWY_INLINE void store(F32Pair, U32Pair, int64_t) {}
+  HWY_INLINE void finish(Noise) {}
 };
 
 }  // namespace strata::ops::HWY_NAMESPACE

@@ -50,12 +50,21 @@ HWY_INLINE V one_nan(D d, V x) {
   return hn::IfThenElse(hn::IsNaN(x), hn::Set(d, std::numeric_limits<float>::quiet_NaN()), x);
 }
 
-// By the exponent's bits, which AVX-512 tests in one instruction.
+// By the exponent's bits. AVX-512 tests them in one instruction, which GCC does not make of two.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V flush_denormal(D d, V x) {
+  constexpr uint32_t kExponent = 0x7f80'0000;
+#if HWY_TARGET <= HWY_AVX3
+  static_assert(sizeof(x) == sizeof(__m512));
+  const __mmask16 is_normal =
+      _mm512_test_epi32_mask(_mm512_castps_si512(x.raw), _mm512_set1_epi32(kExponent));
+  (void)d;
+  return V{_mm512_maskz_mov_ps(is_normal, x.raw)};
+#else
   const hn::RebindToUnsigned<D> du;
-  const auto exponent = hn::And(hn::BitCast(du, x), hn::Set(du, 0x7f80'0000));
+  const auto exponent = hn::And(hn::BitCast(du, x), hn::Set(du, kExponent));
   return hn::IfThenZeroElse(hn::RebindMask(d, hn::Eq(exponent, hn::Zero(du))), x);
+#endif
 }
 
 // An element type E: E::Stored in memory; decode to fp32 and encode from it, as in numeric.h.
@@ -110,11 +119,16 @@ struct Bf16 {
 struct Fp16 {
   using Stored = uint16_t;
 
-  // A subnormal x * 2^-24 is (2^-14 + x * 2^-24) - 2^-14, exactly.
   template <class D>
   static HWY_INLINE hn::Vec<D> decode(D d, hn::Vec<hn::Rebind<uint16_t, D>> bits) {
+    return decode_lower(d, hn::PromoteTo(hn::RebindToUnsigned<D>(), bits));
+  }
+
+  // Of bits in the lower halves, zeros above. A subnormal x * 2^-24 is (2^-14 + x * 2^-24) - 2^-14,
+  // exactly.
+  template <class D>
+  static HWY_INLINE hn::Vec<D> decode_lower(D d, hn::Vec<hn::RebindToUnsigned<D>> wide) {
     const hn::RebindToUnsigned<D> du;
-    const auto wide = hn::PromoteTo(du, bits);
     const auto sign = hn::ShiftLeft<16>(hn::And(wide, hn::Set(du, 0x8000)));
     const auto magnitude = hn::ShiftLeft<13>(hn::And(wide, hn::Set(du, 0x7fff)));
     const auto top = hn::Set(du, 0x1fu << 23);

@@ -19,8 +19,8 @@ void decode_blocks(const CodecSpans& spans, int64_t begin, int64_t end) {
   for (int64_t at = begin; at < end; at += kCodecBlockNumel) {
     // A block is made to be stored to as well; here it is only loaded.
     const Moment moment(const_cast<std::byte*>(spans.stored), at / kCodecBlockNumel);
-    for (int64_t i = 0; i < kCodecBlockNumel; i += kLanes) {
-      hn::StoreU(moment.load(i), F32(), spans.values + at + i);
+    for (int64_t i = 0; i < kCodecBlockNumel; i += kPairNumel) {
+      store_pair(moment.load(i), spans.values + at + i);
     }
   }
 }
@@ -28,10 +28,10 @@ void decode_blocks(const CodecSpans& spans, int64_t begin, int64_t end) {
 void decode_range(const CodecSpans& spans, int64_t begin, int64_t end) {
   const bool is_exp_avg = spans.kind == StateKind::exp_avg;
   if (spans.codec == Codec::split16) {
-    const auto* const rest = reinterpret_cast<const int16_t*>(spans.stored);
+    const auto* const rest = reinterpret_cast<const uint16_t*>(spans.stored);
     const auto* const param = static_cast<const uint16_t*>(spans.param);
-    for (int64_t i = begin; i < end; i += kLanes) {
-      hn::StoreU(Split16::decode(param + i, rest + i), F32(), spans.values + i);
+    for (int64_t i = begin; i < end; i += kPairNumel) {
+      store_pair(Split16::decode(param + i, rest + i), spans.values + i);
     }
   } else if (spans.codec == Codec::bf16) {
     decode_blocks<Bf16Moment<StateKind::exp_avg>>(spans, begin, end);
@@ -42,9 +42,9 @@ void decode_range(const CodecSpans& spans, int64_t begin, int64_t end) {
   }
 }
 
-void split_range(const float* master, int16_t* rest, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; i += kLanes) {
-    Split16::encode_rest(hn::LoadU(F32(), master + i), rest + i);
+void split_range(const float* master, uint16_t* rest, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; i += kPairNumel) {
+    Split16::encode_rest(load_pair(master + i), rest + i);
   }
 }
 
@@ -88,7 +88,7 @@ void encode_master(Codec codec, const float* master, int64_t numel, std::byte* s
   if (codec == Codec::fp32) return cast(stored, DType::fp32, master, DType::fp32, numel);
   const auto kernel = in_force(HWY_DISPATCH_TABLE(split_range));
   for_grains(numel, [&](int64_t begin, int64_t end) {
-    kernel(master, reinterpret_cast<int16_t*>(stored), begin, end);
+    kernel(master, reinterpret_cast<uint16_t*>(stored), begin, end);
   });
 }
 

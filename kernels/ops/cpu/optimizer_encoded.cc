@@ -25,17 +25,21 @@ class SplitMaster {
  public:
   SplitMaster(const EncodedSpans& spans, int64_t block)
       : param_(static_cast<uint16_t*>(spans.param) + block * kCodecBlockNumel),
-        rest_(reinterpret_cast<int16_t*>(spans.master.data + plain_at(block, sizeof(int16_t)))) {}
-  HWY_INLINE F32Vec load(int64_t i) const { return Split16::decode(param_ + i, rest_ + i); }
-  HWY_INLINE void store(F32Vec x, int64_t i) {
-    hn::StoreU(Bf16::encode_one_nan(F32(), x), hn::Rebind<uint16_t, F32>(), param_ + i);
+        rest_(reinterpret_cast<uint16_t*>(spans.master.data + plain_at(block, sizeof(uint16_t)))) {}
+  HWY_INLINE void prefetch(int64_t i) const {
+    hwy::Prefetch(param_ + i);
+    hwy::Prefetch(rest_ + i);
+  }
+  HWY_INLINE F32Pair load(int64_t i) const { return Split16::decode(param_ + i, rest_ + i); }
+  HWY_INLINE void store(F32Pair x, int64_t i) {
+    encode_bf16(x, param_ + i);
     Split16::encode_rest(x, rest_ + i);
   }
   HWY_INLINE void finish() {}
 
  private:
   uint16_t* const param_;
-  int16_t* const rest_;
+  uint16_t* const rest_;
 };
 
 class WholeMaster {
@@ -44,8 +48,9 @@ class WholeMaster {
       : spans_(spans),
         block_(block),
         at_(reinterpret_cast<float*>(spans.master.data + plain_at(block, sizeof(float)))) {}
-  HWY_INLINE F32Vec load(int64_t i) const { return hn::LoadU(F32(), at_ + i); }
-  HWY_INLINE void store(F32Vec x, int64_t i) { hn::StoreU(x, F32(), at_ + i); }
+  HWY_INLINE void prefetch(int64_t i) const { prefetch_fp32(at_ + i); }
+  HWY_INLINE F32Pair load(int64_t i) const { return load_pair(at_ + i); }
+  HWY_INLINE void store(F32Pair x, int64_t i) { store_pair(x, at_ + i); }
   HWY_INLINE void finish() {
     with_element(spans_.param_dtype, [&](auto element) {
       using Element = decltype(element);
@@ -65,77 +70,71 @@ class WholeMaster {
   float* const at_;
 };
 
-// Gradients as fp32: where they lie, or in `buffer`.
-HWY_INLINE const float* decode_grad(const EncodedSpans& spans, int64_t block, float* buffer) {
-  const F32 d;
-  const int64_t at = block * kCodecBlockNumel;
-  if (spans.grad_dtype == DType::fp32) return static_cast<const float*>(spans.grad) + at;
-  const auto* const grad = static_cast<const uint16_t*>(spans.grad) + at;
-  if (spans.grad_dtype == DType::bf16) {
-    for (int64_t i = 0; i < kCodecBlockNumel; i += kLanes) {
-      hn::Store(load<Bf16>(d, grad + i), d, buffer + i);
-    }
-  } else {
-    for (int64_t i = 0; i < kCodecBlockNumel; i += kLanes) {
-      hn::Store(load<Fp16>(d, grad + i), d, buffer + i);
-    }
-  }
-  return buffer;
-}
+// A block's gradients as they lie.
+class Bf16Grad {
+ public:
+  Bf16Grad(const EncodedSpans& spans, int64_t block)
+      : at_(static_cast<const uint16_t*>(spans.grad) + block * kCodecBlockNumel) {}
+  HWY_INLINE F32Pair load(int64_t i) const { return values(upper_of_words(load_words(at_ + i))); }
+  HWY_INLINE void prefetch(int64_t i) const { hwy::Prefetch(at_ + i); }
 
-HWY_INLINE void prefetch(const void* from, int64_t bytes) {
-  const auto* const line = static_cast<const std::byte*>(from);
-  for (int64_t at = 0; at < bytes; at += 64) hwy::Prefetch(line + at);
-}
-
-HWY_INLINE void prefetch_state(const StateSpan& span, int64_t block) {
-  if (span.codec == Codec::int8) {
-    prefetch(span.data + int8_codes_at(block), kCodecBlockNumel);
-  } else if (span.codec != Codec::none) {
-    const int64_t block_bytes = stored_bytes(span.codec, kCodecBlockNumel);
-    prefetch(span.data + block * block_bytes, block_bytes);
-  }
-}
-
-// What a block to come will read; past the end that does no harm.
-HWY_INLINE void prefetch_block(const EncodedSpans& spans, int64_t block) {
-  prefetch_state(spans.master, block);
-  prefetch_state(spans.exp_avg, block);
-  prefetch_state(spans.exp_avg_sq, block);
-  const auto grad_bytes = static_cast<int64_t>(size_bytes(spans.grad_dtype)) * kCodecBlockNumel;
-  prefetch(static_cast<const std::byte*>(spans.grad) + block * grad_bytes, grad_bytes);
-  if (spans.master.codec == Codec::split16) {
-    prefetch(static_cast<const uint16_t*>(spans.param) + block * kCodecBlockNumel,
-             kCodecBlockNumel * 2);
-  }
-}
-
-// The noise of a block, and the key of its grain.
-struct BlockNoise {
-  uint32_t key = 0;
-  uint32_t first_place = 0;
-  HWY_INLINE U32Vec operator()(int64_t i) const {
-    return noise(key, hn::Iota(U32(), first_place + static_cast<uint32_t>(i)));
-  }
+ private:
+  const uint16_t* const at_;
 };
 
-template <class Rule, class Master, class ExpAvg, class ExpAvgSq>
-HWY_INLINE void update_block(const Rule& rule, F32Vec grad_scale, const float* grad, Master master,
-                             ExpAvg& exp_avg, ExpAvgSq& exp_avg_sq, const BlockNoise& noise_at) {
-  const F32 d;
-  for (int64_t i = 0; i < kCodecBlockNumel; i += kLanes) {
-    StateVector x = {master.load(i), exp_avg.load(i), exp_avg_sq.load(i)};
-    rule(hn::Mul(hn::LoadU(d, grad + i), grad_scale), x);
-    make_one_nan(x);
-    U32Vec bits = hn::Zero(U32());
-    if constexpr (ExpAvg::kRounds || ExpAvgSq::kRounds) bits = noise_at(i);
-    exp_avg.store(x.exp_avg, bits, i);
-    exp_avg_sq.store(x.exp_avg_sq, bits, i);
-    master.store(x.master, i);
+// fp32 or fp16.
+class OtherGrad {
+ public:
+  OtherGrad(const EncodedSpans& spans, int64_t block) : dtype_(spans.grad_dtype) {
+    const auto element_bytes = static_cast<int64_t>(size_bytes(dtype_));
+    at_ = static_cast<const std::byte*>(spans.grad) + block * kCodecBlockNumel * element_bytes;
+  }
+  HWY_INLINE F32Pair load(int64_t i) const {
+    if (dtype_ == DType::fp32) return load_pair(reinterpret_cast<const float*>(at_) + i);
+    const F32 d;
+    const U32Pair x = lower_of_words(load_words(reinterpret_cast<const uint16_t*>(at_) + i));
+    return {Fp16::decode_lower(d, x.even), Fp16::decode_lower(d, x.odd)};
+  }
+  HWY_INLINE void prefetch(int64_t i) const {
+    if (dtype_ == DType::fp32) return prefetch_fp32(reinterpret_cast<const float*>(at_) + i);
+    hwy::Prefetch(at_ + i * 2);
+  }
+
+ private:
+  const DType dtype_;
+  const std::byte* at_;
+};
+
+// As far ahead as elements are asked for; past the end that does no harm.
+constexpr int64_t kAhead = 256;
+
+template <class Rule, class Grad, class Master, class ExpAvg, class ExpAvgSq>
+HWY_INLINE void update_block(const Rule& rule, F32Vec grad_scale, const Grad& grad, Master master,
+                             ExpAvg& exp_avg, ExpAvgSq& exp_avg_sq, const Noise& block_noise) {
+  Noise noise = block_noise;
+  for (int64_t i = 0; i < kCodecBlockNumel; i += kPairNumel) {
+    grad.prefetch(i + kAhead);
+    master.prefetch(i + kAhead);
+    exp_avg.prefetch(i + kAhead);
+    exp_avg_sq.prefetch(i + kAhead);
+    const F32Pair g = grad.load(i);
+    const F32Pair p = master.load(i);
+    const F32Pair m = exp_avg.load(i);
+    const F32Pair v = exp_avg_sq.load(i);
+    StateVector even = {p.even, m.even, v.even};
+    StateVector odd = {p.odd, m.odd, v.odd};
+    rule(hn::Mul(g.even, grad_scale), even);
+    rule(hn::Mul(g.odd, grad_scale), odd);
+    make_one_nan(even, odd);
+    U32Pair bits = {hn::Zero(U32()), hn::Zero(U32())};
+    if constexpr (ExpAvg::kRounds || ExpAvgSq::kRounds) bits = noise.next();
+    exp_avg.store({even.exp_avg, odd.exp_avg}, bits, i);
+    exp_avg_sq.store({even.exp_avg_sq, odd.exp_avg_sq}, bits, i);
+    master.store({even.master, odd.master}, i);
   }
   master.finish();
-  exp_avg.finish(noise_at);
-  exp_avg_sq.finish(noise_at);
+  exp_avg.finish(block_noise);
+  exp_avg_sq.finish(block_noise);
 }
 
 // The moment of an optimizer that keeps one, or none.
@@ -148,37 +147,37 @@ HWY_INLINE auto moment_block(const StateSpan& span, int64_t block) {
   }
 }
 
-template <class Rule, class Master, template <StateKind> class Moment>
+template <class Rule, class Grad, class Master, template <StateKind> class Moment>
 void update_blocks(const Rule& rule, const OptimizerScalars& scalars, const EncodedSpans& spans,
                    int64_t begin, int64_t end) {
-  constexpr int64_t kAhead = 2;
   const F32Vec grad_scale = hn::Set(F32(), static_cast<float>(scalars.grad_scale));
   const Rule own_rule = rule;  // stores cannot change a local copy
-  HWY_ALIGN float grad_buffer[kCodecBlockNumel];
-  BlockNoise noise_at;
+  uint32_t key = 0;
   for (int64_t at = begin; at < end; at += kCodecBlockNumel) {
     const int64_t block = at / kCodecBlockNumel;
     const uint64_t index = spans.first_index + static_cast<uint64_t>(at - spans.begin);
-    noise_at.first_place = static_cast<uint32_t>(index % kGrainNumel);
-    if (at == begin || noise_at.first_place == 0) {
-      noise_at.key = Philox{scalars.step}(index / kGrainNumel, 0)[0];
-    }
-    prefetch_block(spans, block + kAhead);
-    const float* const grad = decode_grad(spans, block, grad_buffer);
+    const auto place = static_cast<uint32_t>(index % kGrainNumel);
+    if (at == begin || place == 0) key = Philox{scalars.step}(index / kGrainNumel, 0)[0];
     auto exp_avg =
         moment_block<Rule::kMoments.exp_avg, Moment<StateKind::exp_avg>>(spans.exp_avg, block);
     auto exp_avg_sq = moment_block<Rule::kMoments.exp_avg_sq, Moment<StateKind::exp_avg_sq>>(
         spans.exp_avg_sq, block);
-    update_block(own_rule, grad_scale, grad, Master(spans, block), exp_avg, exp_avg_sq, noise_at);
+    update_block(own_rule, grad_scale, Grad(spans, block), Master(spans, block), exp_avg,
+                 exp_avg_sq, Noise(key, place));
   }
 }
 
 template <class Rule, template <StateKind> class Moment>
 void update_form(const Rule& rule, const OptimizerScalars& scalars, const EncodedSpans& spans,
                  int64_t begin, int64_t end) {
-  spans.master.codec == Codec::split16
-      ? update_blocks<Rule, SplitMaster, Moment>(rule, scalars, spans, begin, end)
-      : update_blocks<Rule, WholeMaster, Moment>(rule, scalars, spans, begin, end);
+  const bool is_bf16 = spans.grad_dtype == DType::bf16;
+  if (spans.master.codec == Codec::split16) {
+    is_bf16 ? update_blocks<Rule, Bf16Grad, SplitMaster, Moment>(rule, scalars, spans, begin, end)
+            : update_blocks<Rule, OtherGrad, SplitMaster, Moment>(rule, scalars, spans, begin, end);
+  } else {
+    is_bf16 ? update_blocks<Rule, Bf16Grad, WholeMaster, Moment>(rule, scalars, spans, begin, end)
+            : update_blocks<Rule, OtherGrad, WholeMaster, Moment>(rule, scalars, spans, begin, end);
+  }
 }
 
 void update_encoded(const OptimizerScalars& scalars, const EncodedSpans& spans, int64_t begin,

@@ -31,13 +31,19 @@ struct StateVector {
   F32Vec exp_avg_sq;
 };
 
-// Nearly always there is no NaN, and one test finds that out for all three. It may err the other
-// way, where infinities of both signs meet, and then costs time only.
+// Nearly always there is no NaN, and one test finds that out: whatever is NaN in a moment makes the
+// master NaN in the same step.
 HWY_INLINE void make_one_nan(StateVector& x) {
   const F32 d;
-  const F32Vec sum = hn::Add(hn::Add(x.exp_avg, x.exp_avg_sq), x.master);
-  if (HWY_LIKELY(hn::AllFalse(d, hn::IsNaN(sum)))) return;
+  if (HWY_LIKELY(hn::AllFalse(d, hn::IsNaN(x.master)))) return;
   x = {one_nan(d, x.master), one_nan(d, x.exp_avg), one_nan(d, x.exp_avg_sq)};
+}
+// Of two at once. It may err where infinities of both signs meet, and then costs time only.
+HWY_INLINE void make_one_nan(StateVector& x, StateVector& y) {
+  const F32 d;
+  if (HWY_LIKELY(hn::AllFalse(d, hn::IsNaN(hn::Add(x.master, y.master))))) return;
+  make_one_nan(x);
+  make_one_nan(y);
 }
 
 HWY_INLINE F32Vec factor(float value) { return hn::Set(F32(), value); }

@@ -19,10 +19,9 @@ namespace strata::ops::reference {
 // The 16 bits of noise of element `index` in `step`: the upper half for exp_avg, else the lower.
 inline uint32_t noise(StateKind kind, uint64_t index, uint64_t step) {
   const uint32_t key = Philox{step}(index / kGrainNumel, 0)[0];
-  uint32_t x = static_cast<uint32_t>(index % kGrainNumel) * 0x9e3779b1u ^ key;
-  x = (x ^ x >> 16) * 0x7feb352du;
-  x = (x ^ x >> 15) * 0x846ca68bu;
-  x ^= x >> 16;
+  const auto place = static_cast<uint32_t>(index % kGrainNumel);
+  uint32_t x = place / 2 * 0x9e3779b1u + key;
+  x = (x ^ x >> 16) * (place % 2 == 0 ? 0x7feb352du : 0x846ca68bu);
   return kind == StateKind::exp_avg ? x >> 16 : x & 0xffff;
 }
 

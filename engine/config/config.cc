@@ -218,21 +218,16 @@ class Resolver {
   void resolve_pinning() {
     const bool placed = std::any_of(draft_.placement_given.begin() + 1,
                                     draft_.placement_given.end(), [](bool given) { return given; });
-    switch (draft_.pin_state) {
-      case PinChoice::never:
-        return;
-      case PinChoice::always:
-        if (config_.host_memory == 0) {
-          fail(
-              "\"strata.pin_state\" is \"always\" without a budget to fill: give "
-              "\"strata.host_memory\"");
-        }
-        config_.pin_state = true;
-        return;
-      case PinChoice::automatic:
-        config_.pin_state = draft_.offload_optimizer == OffloadDevice::nvme && !placed &&
-                            config_.host_memory > 0 && config_.slots == 1;
-        return;
+    config_.pin_state = draft_.pin_state;
+    if (draft_.pin_state == PinChoice::always && config_.host_memory == 0) {
+      fail(
+          "\"strata.pin_state\" is \"always\" without a budget to fill: give "
+          "\"strata.host_memory\"");
+    }
+    const bool budget_is_for_it = draft_.offload_optimizer == OffloadDevice::nvme && !placed &&
+                                  config_.host_memory > 0 && config_.slots == 1;
+    if (draft_.pin_state == PinChoice::automatic && !budget_is_for_it) {
+      config_.pin_state = PinChoice::never;
     }
   }
 

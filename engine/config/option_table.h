@@ -13,7 +13,6 @@
 namespace strata {
 
 enum class OffloadDevice : uint8_t { none, cpu, nvme };
-enum class PinChoice : uint8_t { automatic, never, always };
 
 // What a text asks for, before keys are checked against each other. Default values are the
 // documented defaults.

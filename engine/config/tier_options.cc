@@ -309,7 +309,8 @@ Group strata_group(ConfigDraft& draft) {
                 "Of the optimizer state placed on nvme, keep in pinned host memory what "
                 "`strata.host_memory` holds beside everything else, to the grain: it then moves no "
                 "more. auto: where offload_optimizer.device is nvme, `strata.host_memory` is "
-                "given, `strata.placement` is not, and there is one slot."),
+                "given, `strata.placement` is not, and there is one slot. always: refused where "
+                "nothing is placed on nvme."),
        honoured("strata.master_codec",
                 choice(out.master_codec, {{"fp32", Codec::fp32}, {"split16", Codec::split16}}),
                 "How master weights are kept between steps: split16 keeps the 16 bits that bf16 "
@@ -332,8 +333,9 @@ Group strata_group(ConfigDraft& draft) {
                                        {"always", SpeculateChoice::always}}),
                 "With two slots: sub-groups on nvme are updated inside backward, as if the norm "
                 "will not ask for clipping, and again where it does. auto: while at most 4 of the "
-                "last 16 steps were clipped or skipped. Not with split16 masters, from which "
-                "overwritten parameters could not be restored."),
+                "last 16 steps were clipped or skipped. always: refused where no sub-group's "
+                "whole state is on nvme. Not with split16 masters, from which overwritten "
+                "parameters could not be restored."),
        honoured("strata.recompute",
                 choice(out.recompute,
                        {{"auto", RecomputeChoice::automatic}, {"always", RecomputeChoice::always}}),

@@ -38,18 +38,15 @@ void check_loss_scale(const LossScaleConfig& scale) {
   }
 }
 
-void check_speculation(const Config& config) {
+void check_speculation_settings(const Config& config) {
   if (config.speculate != SpeculateChoice::always) return;
   if (config.slots == 1 || !config.overlap) {
     throw ConfigError("speculating takes two slots and overlap: set both, or leave it");
   }
-  const bool on_nvme = std::all_of(config.optimizer_state.begin(), config.optimizer_state.end(),
-                                   [](const TierFractions& parts) { return parts.nvme > 0; });
-  if (!on_nvme || config.master_codec != Codec::fp32) {
+  if (config.master_codec != Codec::fp32) {
     throw ConfigError(
-        "speculation is to be there always, and only sub-groups whose whole state is on nvme in "
-        "two "
-        "slots, with fp32 masters and overlap, can speculate: choose auto, or a state that can");
+        "speculating takes fp32 masters, from which parameters can be restored: set the master's "
+        "codec to fp32, or leave speculation");
   }
 }
 
@@ -77,8 +74,8 @@ void check_config(const PlanInput& input) {
   if (config.staging_buffers < 0 || config.slots < 1 || config.slots > 2) {
     throw ConfigError("staging_buffers must be at least 1, or 0 for auto, and slots 1 or 2");
   }
-  check_speculation(config);
-  if (config.pin_state && config.host_memory == 0) {
+  check_speculation_settings(config);
+  if (config.pin_state != PinChoice::never && config.host_memory == 0) {
     throw ConfigError("state is to be pinned without a budget to fill: set host_memory");
   }
   if (config.dtype == DType::int32) {
@@ -126,6 +123,29 @@ void check_shape(const PlanInput& input) {
 void check(const PlanInput& input) {
   check_config(input);
   check_shape(input);
+}
+
+void check_pinning(const Config& config, const offload::TrainingStateSpec& placed) {
+  if (config.pin_state != PinChoice::always || placed.uses_nvme()) return;
+  throw ConfigError(
+      "strata.pin_state is \"always\", and no optimizer state is placed on nvme to be pinned: set "
+      "zero_optimization.offload_optimizer.device to \"nvme\", or strata.pin_state to \"auto\"");
+}
+
+void check_speculation(const Config& config, const offload::TrainingStateSpec& pinned) {
+  if (config.speculate != SpeculateChoice::always) return;
+  const bool any = std::any_of(
+      pinned.sub_groups.begin(), pinned.sub_groups.end(),
+      [&](const offload::SubGroup& group) { return offload::can_speculate(pinned, group); });
+  if (any) return;
+  throw ConfigError(
+      fmt::format("strata.speculate is \"always\", and {}: set {}, or strata.speculate to \"auto\"",
+                  config.pin_state == PinChoice::never
+                      ? "no sub-group has all of its optimizer state on nvme"
+                      : "pinning in host memory leaves no sub-group's whole state on nvme",
+                  config.pin_state == PinChoice::never
+                      ? "zero_optimization.offload_optimizer.device to \"nvme\""
+                      : "strata.pin_state to \"never\""));
 }
 
 }  // namespace strata::engine

@@ -8,4 +8,9 @@ namespace strata::engine {
 // Throws ConfigError, in one sentence that says what to change.
 void check(const PlanInput& input);
 
+// The same of settings that must have an effect, when it is known where state lies: as placed, and
+// after what the host budget holds was pinned.
+void check_pinning(const Config& config, const offload::TrainingStateSpec& placed);
+void check_speculation(const Config& config, const offload::TrainingStateSpec& pinned);
+
 }  // namespace strata::engine

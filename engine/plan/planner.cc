@@ -68,7 +68,9 @@ class Planner {
     // The least that trains first; then what makes it faster, as far as the budgets go.
     rebuild();
     choose_staging();
-    if (input_.config.pin_state) pin_state();
+    check_pinning(input_.config, plan_.state);
+    if (input_.config.pin_state != PinChoice::never) pin_state();
+    check_speculation(input_.config, plan_.state);
     rebuild();
     if (input_.config.recompute == RecomputeChoice::automatic) keep_saved_activations();
     return std::move(plan_);

@@ -73,6 +73,13 @@ enum class SpeculateChoice : uint8_t {
   always,  // however many are
 };
 
+// Whether state placed on nvme stays in pinned host memory, as far as the host budget goes.
+enum class PinChoice : uint8_t {
+  automatic,  // where some of it is there
+  never,
+  always,  // and some of it has to be there
+};
+
 struct Config {
   // Batch: a step takes world_size * micro_batch * accumulation_steps rows.
   int world_size = 1;  // ranks that it was divided among
@@ -97,7 +104,7 @@ struct Config {
   Codec master_codec = Codec::fp32;
   Codec moment_codec = Codec::fp32;
   // Of the state placed on nvme, as much as host_memory holds stays pinned in host memory.
-  bool pin_state = false;
+  PinChoice pin_state = PinChoice::never;
   std::vector<std::string> nvme_paths;  // directories; empty when nothing lives on nvme
   // How much goes to each of several nvme_paths; empty: by their bandwidth, measured at start.
   std::vector<uint32_t> nvme_weights;

@@ -122,7 +122,7 @@ TEST_F(BudgetTest, PinsTheGrainsThatTheHostBudgetHolds) {
   for (const int64_t grains : {0, 1, 7, 20}) {
     for (const uint64_t spare : {uint64_t{0}, grain_bytes - 1}) {
       Config pinned = config;
-      pinned.pin_state = true;
+      pinned.pin_state = PinChoice::always;
       pinned.host_memory = none + static_cast<uint64_t>(grains) * grain_bytes + spare;
       const Engine engine = make(pinned);
       EXPECT_EQ(engine.plan().optimizer_state_bytes[host],
@@ -130,17 +130,59 @@ TEST_F(BudgetTest, PinsTheGrainsThatTheHostBudgetHolds) {
       EXPECT_LE(engine.plan().needed_bytes[host], pinned.host_memory);
     }
     Config pinned = config;
-    pinned.pin_state = true;
+    pinned.pin_state = PinChoice::always;
     pinned.host_memory = none + static_cast<uint64_t>(grains) * grain_bytes;
     EXPECT_EQ(run_tiny(pinned, 2).digest, digest) << grains;
   }
+}
+
+// A setting that is to have its effect always is refused where state lies so that it has none.
+TEST_F(BudgetTest, WhatIsWantedAlwaysHasItsEffectOrIsRefused) {
+  const auto error_of = [this](const Config& config) -> std::string {
+    try {
+      make(config);
+    } catch (const ConfigError& error) {
+      return error.what();
+    }
+    return "no error";
+  };
+  Config pinned = config_;
+  pinned.pin_state = PinChoice::always;
+  pinned.host_memory = uint64_t{1} << 30;
+  EXPECT_EQ(error_of(pinned), "no error");
+  for (const TierFractions& parts : {TierFractions{0, 1, 0}, TierFractions{0, 0.999, 0.001}}) {
+    pinned.optimizer_state.fill(parts);
+    EXPECT_EQ(error_of(pinned),
+              "strata.pin_state is \"always\", and no optimizer state is placed on nvme to be "
+              "pinned: set zero_optimization.offload_optimizer.device to \"nvme\", or "
+              "strata.pin_state to \"auto\"");
+  }
+  pinned.pin_state = PinChoice::automatic;
+  EXPECT_EQ(error_of(pinned), "no error");
+
+  Config speculating = config_;
+  speculating.speculate = SpeculateChoice::always;
+  speculating.slots = 2;
+  EXPECT_EQ(error_of(speculating), "no error");
+  speculating.pin_state = PinChoice::automatic;
+  speculating.host_memory = uint64_t{1} << 30;
+  EXPECT_EQ(
+      error_of(speculating),
+      "strata.speculate is \"always\", and pinning in host memory leaves no sub-group's whole "
+      "state on nvme: set strata.pin_state to \"never\", or strata.speculate to \"auto\"");
+  speculating.pin_state = PinChoice::never;
+  speculating.optimizer_state[1] = {0.1, 0.9, 0};
+  EXPECT_EQ(error_of(speculating),
+            "strata.speculate is \"always\", and no sub-group has all of its optimizer state on "
+            "nvme: set zero_optimization.offload_optimizer.device to \"nvme\", or strata.speculate "
+            "to \"auto\"");
 }
 
 // With room for everything nothing is staged, and no file is made.
 TEST_F(BudgetTest, PinsAllOfTheStateWhereItFits) {
   config_.optimizer_state.fill({0, 0, 1});
   config_.param = {0, 1, 0};
-  config_.pin_state = true;
+  config_.pin_state = PinChoice::always;
   config_.host_memory = uint64_t{1} << 30;
   const Engine engine = make(config_);
   EXPECT_EQ(engine.plan().optimizer_state_bytes[static_cast<size_t>(Tier::nvme)], 0u);
@@ -170,7 +212,7 @@ TEST_F(BudgetTest, ImpossibleSettingsAreRefused) {
       [](Config& c) { c.sub_group_numel = kGrainNumel + 1; },
       [](Config& c) { c.staging_buffers = -1; },
       [](Config& c) { c.speculate = SpeculateChoice::always; },
-      [](Config& c) { c.pin_state = true; },
+      [](Config& c) { c.pin_state = PinChoice::always; },
       [](Config& c) { c.slots = 0; },
       [](Config& c) { c.slots = 3; },
       [](Config& c) { c.accumulation_steps = 1 << 30; },

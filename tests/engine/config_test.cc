@@ -455,20 +455,24 @@ TEST(Config, StratasPlacementOverridesKindByKind) {
 // A budget given beside device "nvme" is filled with state, unless a person has placed it, or wants
 // it all on disk.
 TEST(Config, StateIsPinnedWhereABudgetIsGivenForIt) {
-  const auto pins = [](const std::string& more) {
+  const auto pinning = [](const std::string& more) {
     return parse(R"({"train_batch_size": 1, "zero_optimization": {"offload_optimizer":
                      {"device": "nvme", "nvme_path": "/n"}}, "strata": {)" +
                  more + "}}")
         .pin_state;
   };
-  EXPECT_FALSE(pins(""));
-  EXPECT_TRUE(pins(R"("host_memory": "1GiB")"));
-  EXPECT_TRUE(pins(R"("host_memory": "1GiB", "placement": {"param": {"host": 1}})"));
-  EXPECT_FALSE(pins(R"("host_memory": "1GiB", "placement": {"master": {"nvme": 1}})"));
-  EXPECT_FALSE(pins(R"("host_memory": "1GiB", "slots": 2)"));
-  EXPECT_FALSE(pins(R"("host_memory": "1GiB", "pin_state": "never")"));
-  EXPECT_TRUE(pins(R"("host_memory": "1GiB", "slots": 2, "pin_state": "always")"));
-  EXPECT_FALSE(parse(own(R"("host_memory": "1GiB")")).pin_state) << "nothing is on nvme";
+  EXPECT_EQ(pinning(""), PinChoice::never);
+  EXPECT_EQ(pinning(R"("host_memory": "1GiB")"), PinChoice::automatic);
+  EXPECT_EQ(pinning(R"("host_memory": "1GiB", "placement": {"param": {"host": 1}})"),
+            PinChoice::automatic);
+  EXPECT_EQ(pinning(R"("host_memory": "1GiB", "placement": {"master": {"nvme": 1}})"),
+            PinChoice::never);
+  EXPECT_EQ(pinning(R"("host_memory": "1GiB", "slots": 2)"), PinChoice::never);
+  EXPECT_EQ(pinning(R"("host_memory": "1GiB", "pin_state": "never")"), PinChoice::never);
+  EXPECT_EQ(pinning(R"("host_memory": "1GiB", "slots": 2, "pin_state": "always")"),
+            PinChoice::always);
+  EXPECT_EQ(parse(own(R"("host_memory": "1GiB")")).pin_state, PinChoice::never)
+      << "nothing is on nvme";
 }
 
 TEST(Config, SizesAreBytesOrStringsWithAUnit) {

@@ -227,6 +227,39 @@ TEST_F(PlacementTest, MeasuredPathsLeaveTheSameBits) {
   EXPECT_EQ(run_tiny(varied, kSteps).digest, reference().digest);
 }
 
+// A part of the state in host memory because there is room for it, the rest dealt to several disks,
+// and half of each master left in its parameter.
+TEST_F(PlacementTest, SplitMastersPinnedInPartOnSeveralPathsLeaveTheSameBits) {
+  constexpr int64_t kGrainBytes = (2 + 4 + 4) * kGrainNumel;
+  constexpr int64_t kPinnedGrains = 11;
+  Config varied = config();
+  varied.master_codec = Codec::split16;
+  varied.optimizer_state.fill(kNvme);
+  varied.sub_group_numel = 3 * kGrainNumel;
+  varied.staging_buffers = 2;
+  spread(varied, {2, 1, 1});
+  const auto plan = [](const Config& c) {
+    Engine::Options options;
+    options.micro_batch = {c.micro_batch, testing_support::tiny_gpt2().n_positions};
+    return EngineTestAccess::make(models::gpt2(testing_support::tiny_gpt2()), c, options, {})
+        .plan();
+  };
+  const auto host = static_cast<size_t>(Tier::host);
+  const auto nvme = static_cast<size_t>(Tier::nvme);
+  for (const TierFractions& param : {kDevice, kHost, TierFractions{0.37, 0.63, 0}}) {
+    varied.param = param;
+    varied.host_memory = 0;
+    varied.pin_state = PinChoice::never;
+    varied.host_memory = plan(varied).needed_bytes[host] + kPinnedGrains * kGrainBytes;
+    varied.pin_state = PinChoice::always;
+    EXPECT_EQ(plan(varied).optimizer_state_bytes[host], kPinnedGrains * kGrainBytes);
+    EXPECT_GT(plan(varied).optimizer_state_bytes[nvme], 0u);
+    const RunOutcome outcome = run_tiny(varied, kSteps);
+    EXPECT_EQ(outcome.digest, reference().digest);
+    EXPECT_EQ(outcome.losses, reference().losses);
+  }
+}
+
 TEST_F(PlacementTest, StartUpLinesSayWhereTheStateLies) {
   Config varied = config();
   varied.optimizer_state.fill(kNvme);

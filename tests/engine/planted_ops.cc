@@ -41,8 +41,9 @@ std::string name(const Plant& plant) {
   return text;
 }
 
-void OpProbe::begin(const std::optional<Plant>& plant) {
+void OpProbe::begin(const std::optional<Plant>& plant, const std::optional<Interlude>& interlude) {
   plant_ = plant;
+  interlude_ = interlude;
   calls_.clear();
   biased_calls_.clear();
   logits_.clear();
@@ -137,11 +138,21 @@ class PlantedOps final : public ops::LayerOps {
   }
   bool plants_infinity() const { return probe_.plant_->kind == Plant::Kind::infinite; }
 
+  // Before the computation of `output` is counted.
+  void interrupt(std::string_view output) {
+    const auto& interlude = probe_.interlude_;
+    if (!interlude || interlude->output != output) return;
+    if (probe_.calls_[output] != interlude->call) return;
+    queue().run([this] { probe_.interlude_->action(); });
+  }
+
   template <typename Call>
   void run(std::initializer_list<Output> outputs, const Call& call) {
     std::vector<std::pair<Output, std::shared_ptr<std::vector<float>>>> spoiled;
     for (const Output& output : outputs) {
-      if (!output.view || !strikes(output.name)) continue;
+      if (!output.view) continue;
+      interrupt(output.name);
+      if (!strikes(output.name)) continue;
       auto base = std::make_shared<std::vector<float>>(static_cast<size_t>(output.view.numel()));
       if (output.base) {
         queue().run([base, from = output.base] { *base = widened(from); });

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -50,14 +51,22 @@ struct Plant {
   Kind kind = Kind::scaled;
 };
 
+// What the ops' queue does before it computes an output.
+struct Interlude {
+  std::string_view output;  // of kOpOutputs
+  int call = 0;             // which one since begin(), from 0
+  std::function<void()> action;
+};
+
 // "linear_forward.out, call 3"
 std::string name(const Plant& plant);
 
 // What a test tells the ops and learns from them. begin(), and reading, while no work is under way.
 class OpProbe {
  public:
-  // Forgets what was seen. From now on there is this error, or none.
-  void begin(const std::optional<Plant>& plant = {});
+  // Forgets what was seen. From now on there is this error, and this interlude, or none.
+  void begin(const std::optional<Plant>& plant = {},
+             const std::optional<Interlude>& interlude = {});
 
   // How often each output was computed, and how often with a bias.
   const std::map<std::string_view, int>& calls() const { return calls_; }
@@ -69,6 +78,7 @@ class OpProbe {
   friend class PlantedOps;
 
   std::optional<Plant> plant_;
+  std::optional<Interlude> interlude_;
   std::map<std::string_view, int> calls_, biased_calls_;
   std::vector<float> logits_;
 };

@@ -19,6 +19,9 @@ struct EngineTestAccess {
     return Engine(
         std::make_unique<engine::Runtime>(std::move(model), config, world, options, disturbance));
   }
+  static const offload::Recorder& recorder(const Engine& engine) {
+    return engine.runtime_->recorder();
+  }
 };
 
 namespace testing_support {

@@ -403,13 +403,7 @@ StepResult Runtime::train_step(std::span<const Batch> micro_batches) {
   result.seconds = seconds(end - begin);
   result.phases = {seconds(marks_.forward_ns), seconds(marks_.backward_ns),
                    seconds(end - step_begin)};
-  result.exposed = exposed();
-  result.exposed.gather -= exposed_before.gather;
-  result.exposed.grad_buffer -= exposed_before.grad_buffer;
-  result.exposed.landing -= exposed_before.landing;
-  result.exposed.ranks -= exposed_before.ranks;
-  result.exposed.nvme -= exposed_before.nvme;
-  result.exposed.update -= exposed_before.update;
+  result.exposed = exposed() - exposed_before;
   result.moved = moved() - moved_before;
   result.peak = tiers_->peak_bytes();
   return result;

@@ -46,6 +46,13 @@ struct StepResult {
   // compute waiting for parameters that the step before still updates.
   struct Exposed {
     double gather = 0, grad_buffer = 0, landing = 0, ranks = 0, nvme = 0, update = 0;
+
+    // What came after `before`.
+    friend Exposed operator-(const Exposed& now, const Exposed& before) {
+      return {now.gather - before.gather,   now.grad_buffer - before.grad_buffer,
+              now.landing - before.landing, now.ranks - before.ranks,
+              now.nvme - before.nvme,       now.update - before.update};
+    }
   } exposed;
   // Sub-groups updated inside backward (`strata.speculate`), those of them that were updated again
   // or put back because the step was clipped or skipped, and the bytes that took beyond the plan's.

@@ -15,7 +15,7 @@ END
 readonly packages=(
   build-essential cmake ninja-build pkg-config clang-format  # g++ >= 12, cmake >= 3.25
   liburing-dev libxxhash-dev                                 # io
-  libhwy-dev libdnnl-dev                                     # kernels
+  libhwy-dev libdnnl-dev libhwloc-dev                        # kernels
   libtbb-dev libopenmpi-dev openmpi-bin                      # offload, engine
   nlohmann-json3-dev libcli11-dev libfmt-dev                 # configuration, command, text
   libgtest-dev libgmock-dev                                  # tests

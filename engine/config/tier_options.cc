@@ -299,6 +299,13 @@ Group strata_group(ConfigDraft& draft) {
                 "Threads for the model's arithmetic on the host; 0: all cores."),
        honoured("strata.optimizer_threads", integer(out.optimizer_threads, threads),
                 "Threads for the optimizer's update on the host; 0: all cores."),
+       honoured("strata.cpu_binding",
+                choice(out.cpu_binding,
+                       {{"auto", CpuBindingChoice::automatic}, {"none", CpuBindingChoice::none}}),
+                "auto: the threads of the update on the host divide this rank's CPUs among them "
+                "and each keeps to its part, except where OMP_PROC_BIND, OMP_PLACES or "
+                "GOMP_CPU_AFFINITY is set or CPUs are fewer than threads or ranks. Nothing else "
+                "is bound."),
        honoured("strata.staging_buffers", staging_buffers(out.staging_buffers),
                 "Sub-groups under way between nvme and the update; auto: 4, or fewer where the "
                 "host budget holds no more."),

@@ -1,13 +1,13 @@
 #include "engine/runtime/parts.h"
 
 #include <fmt/format.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <vector>
 
 #include "io/bandwidth_probe.h"
 #include "io/io_engine.h"
+#include "kernels/device/cpu_topology.h"
 #include "kernels/device/cuda_device.h"
 #include "strata/error.h"
 
@@ -15,21 +15,20 @@ namespace strata::engine {
 
 int thread_count(int asked, const World& world) {
   if (asked > 0) return asked;
-  cpu_set_t allowed;
-  CPU_ZERO(&allowed);
-  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return 1;
-  const int cores = CPU_COUNT(&allowed);
-  return std::max(1, world.bound ? cores : cores / world.local_size);
+  const auto cpus = static_cast<int>(place_of_this_thread().size());
+  return std::max(1, world.bound ? cpus : cpus / world.local_size);
 }
 
-HostDeviceOptions host_options(const Config& config, const Disturbance& disturbance) {
+HostDeviceOptions host_options(const Config& config, const Disturbance& disturbance,
+                               const std::vector<int>& memory_nodes) {
   HostDeviceOptions options;
+  options.memory_nodes = memory_nodes;
   if (config.device_memory != 0) options.cap_bytes = config.device_memory;
   options.delay_seed = disturbance.delay_seed;
   return options;
 }
 
-std::unique_ptr<Device> make_device(const Config& config, const Disturbance& disturbance,
+std::unique_ptr<Device> make_device(const Config& config, const HostDeviceOptions& options,
                                     TrafficSink& traffic, LogSink& log) {
   const std::string no_cuda = cuda_unavailable_reason();
   if (config.device == DeviceChoice::cuda) {
@@ -41,7 +40,7 @@ std::unique_ptr<Device> make_device(const Config& config, const Disturbance& dis
   if (config.device == DeviceChoice::automatic && no_cuda.empty()) {
     log.log(LogLevel::info, "the GPU is left alone: layers run on the host device so far");
   }
-  return make_host_device(host_options(config, disturbance), traffic);
+  return make_host_device(options, traffic);
 }
 
 std::unique_ptr<io::IoBackend> make_io_backend(const Config& config, const Disturbance& disturbance,

@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "io/io_backend.h"
 #include "io/striped_file.h"
@@ -27,14 +28,16 @@ struct Disturbance {
   std::function<std::unique_ptr<ops::LayerOps>(std::unique_ptr<ops::LayerOps>)> wrap_ops;
 };
 
-// Threads for `asked`, 0 meaning every core that this process may run on: its share of them, where
+// Threads for `asked`, 0 meaning every CPU that this process may run on: its share of them, where
 // the machine's ranks have none of their own.
 int thread_count(int asked, const World& world);
 
-HostDeviceOptions host_options(const Config& config, const Disturbance& disturbance);
+// `memory_nodes` as in CpuBinding.
+HostDeviceOptions host_options(const Config& config, const Disturbance& disturbance,
+                               const std::vector<int>& memory_nodes);
 
 // Throws DeviceError for a device that is not there.
-std::unique_ptr<Device> make_device(const Config& config, const Disturbance& disturbance,
+std::unique_ptr<Device> make_device(const Config& config, const HostDeviceOptions& options,
                                     TrafficSink& traffic, LogSink& log);
 
 // Throws IoError for an I/O engine that is asked for and forbidden.

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <utility>
 
+#include "engine/runtime/cpu_binding.h"
 #include "engine/runtime/fingerprint.h"
 #include "engine/runtime/lr_schedule.h"
 #include "strata/clock.h"
@@ -38,18 +39,20 @@ Runtime::Runtime(Model model, const Config& config, const World& world,
       loss_scaler_(config),
       of_ranks_(kStepDoubles * static_cast<size_t>(world.size)) {
   const int compute_threads = thread_count(config_.compute_threads, world_);
-  device_ = make_device(config_, disturbance, recorder_, log_);
+  const int optimizer_threads = thread_count(config_.optimizer_threads, world_);
+  const CpuBinding binding = cpu_binding(config_, world_, this_machine(), optimizer_threads);
+  binding_line_ = binding.description;
+  const HostDeviceOptions host = host_options(config_, disturbance, binding.memory_nodes);
+  device_ = make_device(config_, host, recorder_, log_);
   compute_ = device_->create_queue({"compute", compute_threads});
   copy_in_ = device_->create_queue({"copy in", 1});
   copy_out_ = device_->create_queue({"copy out", 1});
   comm_queue_ = device_->create_queue({"comm", 1});
   param_in_ = device_->create_queue({"parameters in", 1});
   param_out_ = device_->create_queue({"parameters out", 1});
-  const int optimizer_threads = thread_count(config_.optimizer_threads, world_);
-  landing_ = make_host_queue({"landing", optimizer_threads}, host_options(config_, disturbance),
-                             recorder_);
-  host_update_ = make_host_queue({"host update", optimizer_threads},
-                                 host_options(config_, disturbance), recorder_);
+  landing_ = make_host_queue({"landing", optimizer_threads}, host, recorder_);
+  host_update_ =
+      make_host_queue({"host update", optimizer_threads, binding.places}, host, recorder_);
   passes_ = std::make_unique<ComputeSpans>(*compute_, recorder_);
   layer_ops_ = ops::make_host_layer_ops(*compute_, compute_threads);
   if (disturbance.wrap_ops) layer_ops_ = disturbance.wrap_ops(std::move(layer_ops_));
@@ -487,6 +490,7 @@ std::vector<std::string> Runtime::description() const {
   lines.push_back(fmt::format("device: {}, {} compute threads, optimizer on {} threads ({})",
                               device_->description(), thread_count(config_.compute_threads, world_),
                               thread_count(config_.optimizer_threads, world_), ops::active_isa()));
+  lines.push_back(binding_line_);
   if (world_.size > 1) lines.push_back(comm_->description());
   if (layer_ops_->product_dtype(config_.dtype) != config_.dtype) {
     lines.push_back(fmt::format("{} products are computed in {} on this device",

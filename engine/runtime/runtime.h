@@ -117,6 +117,7 @@ class Runtime {
   const std::atomic<int>* const stop_;
   NullLogSink silent_;
   LogSink& log_;
+  std::string binding_line_;  // of description()
 
   offload::Recorder recorder_;
   std::unique_ptr<Device> device_;

@@ -66,6 +66,12 @@ enum class RecomputeChoice : uint8_t {
   always,     // every unit but the last
 };
 
+// Where the threads of the update on the host may run.
+enum class CpuBindingChoice : uint8_t {
+  automatic,  // each on its own part of this rank's CPUs, unless OpenMP was told where
+  none,
+};
+
 // Whether sub-groups on nvme are updated before the step's norm is known.
 enum class SpeculateChoice : uint8_t {
   automatic,  // with two slots, while few steps are clipped or skipped
@@ -115,9 +121,10 @@ struct Config {
 
   // How it runs. None of these changes the training state.
   DeviceChoice device = DeviceChoice::automatic;
-  int compute_threads = 0;                    // a rank's threads for matrix products; 0: all cores
-  int optimizer_threads = 0;                  // a rank's threads for the update; 0: all cores
-  int staging_buffers = kAutoStagingBuffers;  // sub-groups under way between nvme and the update
+  int compute_threads = 0;    // a rank's threads for matrix products; 0: all cores
+  int optimizer_threads = 0;  // a rank's threads for the update; 0: all cores
+  CpuBindingChoice cpu_binding = CpuBindingChoice::automatic;  // of the update's threads
+  int staging_buffers = kAutoStagingBuffers;     // sub-groups under way between nvme and the update
   static constexpr int kAutoStagingBuffers = 0;  // as many as help and the host budget holds
   bool overlap = true;         // false: one thing at a time, for measuring and debugging
   bool overlap_update = true;  // with overlap: updates run on under the next forward pass

@@ -14,7 +14,9 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
+#include "kernels/device/cpu_topology.h"
 #include "kernels/device/host_task.h"
 #include "strata/traffic.h"
 
@@ -136,6 +138,8 @@ class MemoryBlock {
 struct QueueOptions {
   const char* name = "queue";  // lane in traces; a literal
   int threads = 1;             // size of the team of host tasks; CUDA's host tasks run alone
+  // Where each of them runs; none: wherever the system puts it. Host queues alone.
+  std::vector<CpuPlace> places = {};
 };
 
 // Thread-safe. Its only client for memory is offload's TierManager.

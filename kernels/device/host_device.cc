@@ -9,6 +9,7 @@
 #include "kernels/device/host_memory.h"
 #include "kernels/device/host_queue.h"
 #include "kernels/device/memory_meter.h"
+#include "kernels/device/page_spread.h"
 
 namespace strata {
 namespace {
@@ -23,7 +24,10 @@ QueueDelay delay_of(const HostDeviceOptions& options, const QueueOptions& queue,
 class HostDevice final : public Device {
  public:
   HostDevice(const HostDeviceOptions& options, TrafficSink& traffic)
-      : options_(options), traffic_(traffic), meter_(options.cap_bytes) {}
+      : options_(options),
+        traffic_(traffic),
+        spread_(options.memory_nodes),
+        meter_(options.cap_bytes) {}
 
   DeviceKind kind() const override { return DeviceKind::host; }
 
@@ -41,7 +45,7 @@ class HostDevice final : public Device {
     if (bytes == 0) return {};
     meter_.reserve(bytes);
     try {
-      return MemoryBlock(map_resident(bytes), bytes, this, &release);
+      return MemoryBlock(map_resident(bytes, spread_), bytes, this, &release);
     } catch (...) {
       meter_.release(bytes);
       throw;
@@ -51,7 +55,7 @@ class HostDevice final : public Device {
   // The host device copies from and to any memory at full speed.
   MemoryBlock allocate_pinned(size_t bytes) override {
     if (bytes == 0) return {};
-    return MemoryBlock(map_resident(bytes), bytes, nullptr, &release);
+    return MemoryBlock(map_resident(bytes, spread_), bytes, nullptr, &release);
   }
 
   size_t cap_bytes() const override { return meter_.cap_bytes(); }
@@ -67,6 +71,7 @@ class HostDevice final : public Device {
 
   const HostDeviceOptions options_;
   TrafficSink& traffic_;
+  const PageSpread spread_;
   MemoryMeter meter_;
   std::atomic<uint64_t> queues_created_ = 0;
 };

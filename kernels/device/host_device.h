@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <vector>
 
 #include "kernels/device/device.h"
 
@@ -19,6 +20,8 @@ struct HostDeviceOptions {
   // seed. 0 switches it off.
   uint64_t delay_seed = 0;
   int max_delay_us = 300;
+  // NUMA nodes that memory is dealt to, device's and pinned; none: the kernel chooses.
+  std::vector<int> memory_nodes = {};
 };
 
 // `traffic` must outlive the device.

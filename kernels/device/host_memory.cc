@@ -60,10 +60,11 @@ void populate(std::byte* data, size_t bytes) {
 
 }  // namespace
 
-void* map_resident(size_t bytes) {
+void* map_resident(size_t bytes, const PageSpread& spread) {
   if (bytes > kMaxBytes) throw_no_memory(bytes, ENOMEM);
   const size_t length = mapped_bytes(bytes);
   std::byte* data = length < kHugePageBytes ? map(length) : map_huge_aligned(length);
+  spread.apply(data, length);
   populate(data, length);
   return data;
 }

@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstring>
+#include <functional>
 #include <string>
 
 #include "kernels/device/copy_link.h"
@@ -54,7 +55,7 @@ HostQueue::HostQueue(const QueueOptions& options, const QueueDelay& delay, Traff
       ring_(std::make_unique<HostTask[]>(kQueueDepth)) {
   std::promise<void> started;
   std::future<void> running = started.get_future();
-  worker_ = std::thread(&HostQueue::start, this, options.threads, std::move(started));
+  worker_ = std::thread(&HostQueue::start, this, std::cref(options), std::move(started));
   try {
     running.get();
   } catch (...) {
@@ -128,11 +129,11 @@ void HostQueue::wait_for_point(uint64_t point) const {
   fault_.throw_if_behind(point);
 }
 
-// The worker's first function.
-void HostQueue::start(int threads, std::promise<void> started) {
+// The worker's first function. `options` hold until it has started.
+void HostQueue::start(const QueueOptions& options, std::promise<void> started) {
   name_this_thread(name_);
   try {
-    const TeamScope team(threads);
+    const TeamScope team(options.threads, options.places);
     started.set_value();
     work();
   } catch (...) {

@@ -46,7 +46,7 @@ class HostQueue final : public Queue {
   void wait_for_point(uint64_t point) const override;
 
  private:
-  void start(int threads, std::promise<void> started);
+  void start(const QueueOptions& options, std::promise<void> started);
   void work();
   void execute(HostTask& task, uint64_t point) noexcept;
   void sleep_at_random();

@@ -8,24 +8,36 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <type_traits>
+
+#include "kernels/device/cpu_topology.h"
 
 namespace strata {
 
 // Makes the calling thread the master of `threads` threads, itself included, until destroyed. The
 // other threads are started here. Also fixes, for this thread, how many threads OpenMP libraries
 // (oneDNN) use, because their bits depend on it: `threads`, or 1 where the team is of our own
-// threads. Throws std::invalid_argument when `threads` is below 1, std::logic_error when this
-// thread has a scope already, std::system_error when a thread cannot be started.
+// threads. Throws std::invalid_argument when `threads` is below 1 or there is another number of
+// places, std::logic_error when this thread has a scope already, std::system_error when a thread
+// cannot be started or bound.
 class TeamScope {
  public:
   explicit TeamScope(int threads);
+  // Thread i, the calling one first, runs in places[i]: as ranges are dealt to threads in order, a
+  // loop over the same memory finds each part with the same CPUs every time. Without places the
+  // system chooses.
+  TeamScope(int threads, std::span<const CpuPlace> places);
   ~TeamScope();
   TeamScope(const TeamScope&) = delete;
   TeamScope& operator=(const TeamScope&) = delete;
 
  private:
+  void bind(std::span<const CpuPlace> places);
+  void unbind();  // as the calling thread was before bind(); all were so
+
   int outer_openmp_threads_;
+  CpuPlace outer_place_;  // empty: not bound
 };
 
 // Threads of the calling thread's team; 1 outside any TeamScope, and inside parallel_for's body.

@@ -25,6 +25,7 @@ TeamScope::TeamScope(int threads) : outer_openmp_threads_(omp_get_max_threads())
 }
 
 TeamScope::~TeamScope() {
+  unbind();  // libgomp keeps its threads for the next team
   internal::team_state() = {};
   omp_set_num_threads(outer_openmp_threads_);
 }

@@ -96,6 +96,7 @@ TeamScope::TeamScope(int threads) : outer_openmp_threads_(omp_get_max_threads())
 }
 
 TeamScope::~TeamScope() {
+  unbind();
   own_team().reset();
   internal::team_state() = {};
   omp_set_num_threads(outer_openmp_threads_);

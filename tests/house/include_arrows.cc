@@ -37,8 +37,8 @@ constexpr std::array<std::string_view, 7> kFolders = {"include", "io",    "kerne
 constexpr std::array<std::string_view, 1> kQuotedLibraries = {"hwy/"};
 
 // What no user of include/strata should need installed.
-constexpr std::array<std::string_view, 8> kBackends = {"cuda", "cublas", "nccl",    "mpi",
-                                                       "dnnl", "tbb/",   "oneapi/", "liburing"};
+constexpr std::array<std::string_view, 9> kBackends = {
+    "cuda", "cublas", "nccl", "mpi", "dnnl", "tbb/", "oneapi/", "liburing", "hwloc"};
 
 template <size_t N>
 bool starts_with_any(std::string_view text, const std::array<std::string_view, N>& prefixes) {

@@ -10,11 +10,13 @@
 #include <mutex>
 #include <numeric>
 #include <stdexcept>
+#include <system_error>
 #include <thread>
 #include <tuple>
 #include <vector>
 
 #include "kernels/device/backends.h"
+#include "kernels/device/cpu_topology.h"
 #include "kernels/device/team_partition.h"
 
 namespace strata {
@@ -139,6 +141,41 @@ TEST_P(ThreadTeamTest, FixesTheThreadsOfOpenMpLibrariesAndRestoresThem) {
   }
   EXPECT_EQ(omp_get_max_threads(), outside);
   EXPECT_EQ(team_size(), 1);
+}
+
+// By the part of a loop that each thread gets.
+std::vector<CpuPlace> places_of_team() {
+  std::vector<CpuPlace> places(static_cast<size_t>(team_size()));
+  parallel_for(team_size(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) places[static_cast<size_t>(i)] = place_of_this_thread();
+  });
+  return places;
+}
+
+TEST_P(ThreadTeamTest, EachThreadKeepsToItsPlaceWhileTheScopeLasts) {
+  const CpuPlace outside = place_of_this_thread();
+  std::vector<CpuPlace> places;
+  for (size_t i = 0; i < static_cast<size_t>(GetParam()); ++i) {
+    places.push_back({outside[i % outside.size()]});
+  }
+  {
+    const TeamScope scope(GetParam(), places);
+    for (int round = 0; round < 20; ++round) EXPECT_EQ(places_of_team(), places);
+  }
+  EXPECT_EQ(place_of_this_thread(), outside);
+  const TeamScope scope(GetParam());
+  EXPECT_EQ(places_of_team(), std::vector<CpuPlace>(places.size(), outside));
+}
+
+TEST(ThreadTeam, PlacesThatMakeNoSenseAreRefused) {
+  const CpuPlace outside = place_of_this_thread();
+  EXPECT_THROW(TeamScope(2, std::vector<CpuPlace>{outside}), std::invalid_argument);
+  const std::vector<CpuPlace> nowhere = {outside, {1 << 16}};
+  EXPECT_THROW(TeamScope(2, nowhere), std::system_error);
+  EXPECT_EQ(place_of_this_thread(), outside);
+  EXPECT_EQ(team_size(), 1);
+  const TeamScope scope(2);
+  EXPECT_EQ(places_of_team(), std::vector<CpuPlace>(2, outside));
 }
 
 TEST(ThreadTeam, OutsideAScopeTheCallingThreadWorksAlone) {

@@ -307,8 +307,8 @@ Group strata_group(ConfigDraft& draft) {
                 "GOMP_CPU_AFFINITY is set or CPUs are fewer than threads or ranks. Nothing else "
                 "is bound."),
        honoured("strata.staging_buffers", staging_buffers(out.staging_buffers),
-                "Sub-groups under way between nvme and the update; auto: 4, or fewer where the "
-                "host budget holds no more."),
+                "Sub-groups under way between nvme and the update; auto: 4, or fewer where there "
+                "are not as many or the host budget holds no more."),
        honoured("strata.pin_state",
                 choice(draft.pin_state, {{"auto", PinChoice::automatic},
                                          {"never", PinChoice::never},

@@ -7,6 +7,7 @@
 
 #include "engine/plan/advice.h"
 #include "engine/plan/check.h"
+#include "engine/plan/host_share.h"
 #include "engine/plan/sub_group_order.h"
 #include "engine/plan/traffic.h"
 #include "offload/slot_store.h"
@@ -17,9 +18,6 @@ namespace {
 
 constexpr uint64_t kPieceAlignBytes = 4096;
 constexpr int64_t kTransferGrains = 4 * offload::kTransferAlignGrains;  // 4 MiB of fp32
-// One to read into, one to update, one to write from, and one so that the disk need not wait for
-// the update.
-constexpr int kMostStagingBuffers = 4;
 // What the process grows by on top of its reservations while it trains: code generated for matrix
 // products, thread stacks, queues, the pages of libraries that are first used then.
 constexpr uint64_t kGrowthBytes = uint64_t{96} << 20;
@@ -67,10 +65,7 @@ class Planner {
     set_budgets();
     // The least that trains first; then what makes it faster, as far as the budgets go.
     rebuild();
-    choose_staging();
-    check_pinning(input_.config, plan_.state);
-    if (input_.config.pin_state != PinChoice::never) pin_state();
-    check_speculation(input_.config, plan_.state);
+    fill_host();
     rebuild();
     if (input_.config.recompute == RecomputeChoice::automatic) keep_saved_activations();
     return std::move(plan_);
@@ -90,7 +85,7 @@ class Planner {
     state.param = offload::Placement(config.param, grains);
     for (size_t i = 0; i < kOptimizerKindCount; ++i) {
       state.optimizer_state[i] =
-          offload::Placement(config.optimizer_state[i], grains).pinned_until(pinned_until_);
+          offload::Placement(config.optimizer_state[i], grains).pinned_until(host_.pinned_until);
     }
     const int64_t updated_on_device = state.optimizer_state[0].range(Tier::device).end;
     if (updated_on_device > state.param.range(Tier::device).end) {
@@ -110,9 +105,19 @@ class Planner {
     state.sub_groups = offload::cut_sub_groups(config.sub_group_numel / kGrainNumel,
                                                {state.param, state.grad, state.optimizer_state});
     plan_.frozen_tier = config.param.device == 1.0 ? Tier::device : Tier::host;
-    plan_.staging = offload::staging_layout(state, staging_buffers_);
+    plan_.staging = offload::staging_layout(state, staging_buffers());
     plan_.transfer_grains = std::min(
         kTransferGrains, round_up(std::max<int64_t>(grains, 1), offload::kTransferAlignGrains));
+  }
+
+  // No more than there are sub-groups to pass through, unless a person says how many.
+  int staging_buffers() const {
+    if (input_.config.staging_buffers != Config::kAutoStagingBuffers) return host_.staging_buffers;
+    const auto& groups = plan_.state.sub_groups;
+    const auto staged = std::count_if(groups.begin(), groups.end(), [this](const auto& group) {
+      return offload::needs_staging(plan_.state, group);
+    });
+    return std::min(host_.staging_buffers, static_cast<int>(staged));
   }
 
   // A unit is gathered unless all of it lies on the device already.
@@ -154,38 +159,23 @@ class Planner {
     budget(Tier::nvme) = input_.machine.disk_bytes;
   }
 
-  bool host_holds_it() {
+  bool host_holds(const HostShare& share) {
+    host_ = share;
     place_state();
     reserve();
     return needed(Tier::host) <= budget(Tier::host);
   }
 
-  // As many buffers as are asked for; otherwise as many as help, and fit.
-  void choose_staging() {
-    const int asked = input_.config.staging_buffers;
-    staging_buffers_ = !input_.config.overlap                 ? 1
-                       : asked != Config::kAutoStagingBuffers ? asked
-                                                              : kMostStagingBuffers;
-    while (!host_holds_it() && asked == Config::kAutoStagingBuffers && staging_buffers_ > 1) {
-      --staging_buffers_;
+  // Staging buffers that help go before state that stays.
+  void fill_host() {
+    const Config& config = input_.config;
+    const TryHostShare holds = [this](const HostShare& share) { return host_holds(share); };
+    const HostShare share = choose_staging(config, holds);
+    check_pinning(config, plan_.state);
+    if (config.pin_state != PinChoice::never) {
+      choose_pinned(share, plan_.layout.trainable_grains(), holds);
     }
-  }
-
-  // The most grains of the state on nvme that the host budget holds, every kind's alike.
-  void pin_state() {
-    const int64_t grains = plan_.layout.trainable_grains();
-    const auto fits = [&](int64_t until) {
-      pinned_until_ = until;
-      return host_holds_it();
-    };
-    int64_t most = 0;
-    int64_t too_many = grains + 1;
-    while (too_many - most > 1) {
-      const int64_t middle = most + (too_many - most) / 2;
-      (fits(middle) ? most : too_many) = middle;
-    }
-    // Once nothing is staged any more, all of it may need less than a part.
-    if (!fits(grains)) fits(most);
+    check_speculation(config, plan_.state);
   }
 
   void keep_saved_activations() {
@@ -381,8 +371,7 @@ class Planner {
 
   const PlanInput& input_;
   const uint64_t element_bytes_;
-  int staging_buffers_ = 1;
-  int64_t pinned_until_ = 0;  // nvme's part of the state starts no earlier than at this grain
+  HostShare host_;
   Plan plan_;
 };
 

@@ -2,6 +2,7 @@
 // setting would free how much; exactly enough trains; and the process stays within its budgets.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <fstream>
 #include <functional>
 #include <string>
@@ -203,6 +204,22 @@ TEST_F(BudgetTest, TakesTheStagingBuffersThatFit) {
   EXPECT_EQ(make(config_).plan().staging_buffers, 3);
   config_.staging_buffers = 4;
   EXPECT_THROW(make(config_), OutOfBudget);
+}
+
+// A buffer that no sub-group would pass through is left to what needs the room, unless it is asked
+// for.
+TEST_F(BudgetTest, TakesNoMoreStagingBuffersThanSubGroups) {
+  constexpr int64_t kGrains = 29;
+  config_.optimizer_state.fill({0, 0, 1});
+  for (const int sub_groups : {1, 2, 3, 5}) {
+    Config config = config_;
+    config.sub_group_numel = (kGrains + sub_groups - 1) / sub_groups * kGrainNumel;
+    config.staging_buffers = Config::kAutoStagingBuffers;
+    EXPECT_EQ(make(config).plan().sub_groups, sub_groups);
+    EXPECT_EQ(make(config).plan().staging_buffers, std::min(sub_groups, 4));
+    config.staging_buffers = 3;
+    EXPECT_EQ(make(config).plan().staging_buffers, 3);
+  }
 }
 
 // What no parser has looked at is checked by the engine too.

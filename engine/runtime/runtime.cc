@@ -3,13 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <utility>
 
 #include "engine/runtime/cpu_binding.h"
 #include "engine/runtime/fingerprint.h"
-#include "engine/runtime/lr_schedule.h"
 #include "strata/clock.h"
 #include "strata/wait_scope.h"
 
@@ -17,11 +14,6 @@ namespace strata::engine {
 namespace {
 
 constexpr size_t kTraceEvents = 1 << 20;
-constexpr size_t kPumpRequests = 256;
-constexpr const char* kRanksWaitLabel = "step waits for other ranks";
-constexpr const char* kUpdateWaitLabel = "compute waits for the last update";
-
-double seconds(int64_t ns) { return static_cast<double>(ns) * 1e-9; }
 
 }  // namespace
 
@@ -78,10 +70,14 @@ void Runtime::build(const Disturbance& disturbance) {
   losses_ = tiers_->claim(reserved::kLoss);
   loss_readback_ = tiers_->claim(reserved::kLossReadback);
   scores_readback_ = tiers_->claim(reserved::kScoresReadback);
-  if (plan_->state.uses_nvme()) make_store(disturbance);
+  if (plan_->state.uses_nvme()) {
+    store_ = std::make_unique<NvmeStore>(*plan_, config_,
+                                         NvmeStore::Parts{disturbance, recorder_, log_}, *tiers_);
+  }
+  offload::SlotStore* const slots = store_ != nullptr ? &store_->slots() : nullptr;
+  offload::Pump* const pump = store_ != nullptr ? &store_->pump() : nullptr;
 
-  state_ = std::make_unique<offload::TrainingState>(plan_->state, *tiers_, store_.get(),
-                                                    pump_.get(), *copy_in_);
+  state_ = std::make_unique<offload::TrainingState>(plan_->state, *tiers_, slots, pump, *copy_in_);
   access_ = std::make_unique<StateAccess>(
       *plan_, StateAccess::Parts{*state_, frozen_, *copy_in_, *comm_}, *tiers_);
   window_ = std::make_unique<ParameterWindow>(
@@ -93,12 +89,13 @@ void Runtime::build(const Disturbance& disturbance) {
       *tiers_);
   updater_ = std::make_unique<Updater>(
       *plan_, config_,
-      Updater::Parts{
-          {*state_, pump_.get(), *host_update_, *compute_, *param_in_, *param_out_, recorder_},
-          *device_state_ops_,
-          *host_state_ops_},
+      Updater::Parts{{*state_, pump, *host_update_, *compute_, *param_in_, *param_out_, recorder_},
+                     *device_state_ops_,
+                     *host_state_ops_},
       *tiers_);
-  if (pump_ != nullptr) attach_io();
+  gathers_ = std::make_unique<GatherOrder>(
+      GatherOrder::Parts{*window_, *updater_, *copy_in_, *compute_, *passes_, recorder_});
+  if (store_ != nullptr) store_->attach();
   access_->initialize(config_.seed);
 }
 
@@ -129,46 +126,6 @@ std::span<const double> Runtime::of_all_ranks(std::span<const double> mine) {
   const WaitScope wait(recorder_, {StateKind::other, -1, kRanksWaitLabel}, "driver");
   comm_->exchange(std::as_bytes(mine), std::as_writable_bytes(all));
   return all;
-}
-
-void Runtime::make_store(const Disturbance& disturbance) {
-  io::IoEngine::Options engine_options;
-  engine_options.block_bytes = config_.io_block_bytes;
-  pump_ = std::make_unique<offload::Pump>(
-      std::make_unique<io::IoEngine>(make_io_backend(config_, disturbance, log_), engine_options,
-                                     recorder_),
-      kPumpRequests);
-
-  const io::BlockFileOptions file_options = block_file_options(config_);
-  offload::SlotLayout layout = plan_->state.slot_layout();
-  const uint64_t state_bytes = layout.file_bytes();
-  offload::SlotStore::Files files{
-      io::StripedFile::create_scratch(make_stripes(config_, disturbance, state_bytes, log_),
-                                      state_bytes, file_options, log_),
-      {}};
-  tiers_->claim_disk(reserved::kStateFile, files.state.bytes());
-  if (const uint64_t journal_bytes = offload::SlotStore::journal_bytes(layout)) {
-    files.journal = io::BlockFile::create_scratch(config_.nvme_paths.front(), journal_bytes,
-                                                  file_options, log_);
-    tiers_->claim_disk(reserved::kJournalFile, journal_bytes);
-    journal_record_ = tiers_->claim(reserved::kJournalRecord);
-  }
-  store_ = std::make_unique<offload::SlotStore>(
-      std::move(layout), std::move(files), *pump_,
-      std::span<std::byte>(journal_record_.data(), journal_record_.bytes()));
-}
-
-void Runtime::attach_io() {
-  io::IoResources resources = {.files = store_->descriptors()};
-  std::vector<std::string> names = {reserved::kTransfer, reserved::kJournalRecord};
-  for (const Reservation& staging : offload::reservations_for(plan_->staging)) {
-    names.push_back(staging.name);
-  }
-  for (const std::string& name : names) {
-    const std::span<std::byte> memory = tiers_->claimed(name);
-    if (!memory.empty()) resources.buffers.push_back(memory);
-  }
-  pump_->attach(resources);
 }
 
 void Runtime::check_batches(std::span<const Batch> batches, size_t expected) const {
@@ -242,10 +199,7 @@ LayerContext Runtime::layer_context(const Action& action,
 }
 
 void Runtime::forward(const Action& action, bool training) {
-  const std::vector<int>& needs = plan_->layout.units()[static_cast<size_t>(action.unit)].needs;
-  gather_postponed(needs);
-  // Those that were not gathered are used where they lie.
-  for (int unit : needs) await_parameters(unit, *compute_);
+  gathers_->need(plan_->layout.units()[static_cast<size_t>(action.unit)].needs);
   const auto params = window_->use(action.unit, *compute_);
   // A recomputation is after the saved bytes alone.
   const TensorView output = action.recompute ? TensorView{} : boundary(action.unit);
@@ -277,12 +231,12 @@ void Runtime::execute(const Program& program, bool training) {
   for (const Action& action : program.actions) {
     switch (action.op) {
       case Action::Op::gather:
-        gather(action);
+        gathers_->gather(action);
         break;
       case Action::Op::forward:
         forward(action, training);
         if (action.unit == last_unit) mark(&Marks::forward_ns);
-        gather_postponed(postponed_.size());
+        gathers_->start_all();
         break;
       case Action::Op::backward:
         backward(action);
@@ -297,49 +251,6 @@ void Runtime::execute(const Program& program, bool training) {
     }
     if (!config_.overlap) finish_all();
   }
-}
-
-// A gather ahead of its use waits for no update while there is something to compute: it comes after
-// that. The order of gathers stays, and that of all collectives: updates are behind it before the
-// first reduction.
-void Runtime::gather(const Action& action) {
-  if (postponed_.empty() && updater_->has_parameters(action.unit)) {
-    await_parameters(action.unit, *copy_in_);
-    window_->gather(action.unit, action.slot);
-  } else {
-    postponed_.push_back(action);
-  }
-}
-
-// Up to the last one of these units.
-void Runtime::gather_postponed(const std::vector<int>& units) {
-  for (size_t i = postponed_.size(); i-- > 0;) {
-    if (std::find(units.begin(), units.end(), postponed_[i].unit) == units.end()) continue;
-    gather_postponed(i + 1);
-    return;
-  }
-}
-
-void Runtime::gather_postponed(size_t count) {
-  const auto end = postponed_.begin() + static_cast<int64_t>(count);
-  for (auto action = postponed_.begin(); action != end; ++action) {
-    await_parameters(action->unit, *copy_in_);
-    window_->gather(action->unit, action->slot);
-  }
-  postponed_.erase(postponed_.begin(), end);
-}
-
-// Makes later work on `queue` find the unit's parameters as the last step left them. Compute stands
-// still from when it had nothing left to do while the driver waited here.
-void Runtime::await_parameters(int unit, Queue& queue) {
-  const int64_t begin = now_ns();
-  if (!updater_->await_parameters(unit, queue)) return;
-  compute_->run([this, unit, begin, end = now_ns()] {
-    const int64_t since = std::max(begin, passes_->last_end_ns());
-    if (since >= end) return;
-    record_wait(recorder_, {StateKind::param, unit, kUpdateWaitLabel}, compute_->name(), since,
-                end);
-  });
 }
 
 void Runtime::finish_all() {
@@ -367,63 +278,6 @@ double Runtime::read_losses(size_t count) {
   return sum;
 }
 
-StepResult Runtime::train_step(std::span<const Batch> micro_batches) {
-  check_batches(micro_batches, static_cast<size_t>(config_.accumulation_steps));
-  StepResult result;
-  const int64_t begin = now_ns();
-  const LinkBytes moved_before = moved();
-  const StepResult::Exposed exposed_before = exposed();
-  marks_ = {};
-  marks_.last = begin;
-
-  result.step = step_ + 1;
-  result.lr = learning_rate(config_, result.step);
-  // Local gradients are means over a rank's micro-batch, times the loss scale; the step's is the
-  // mean over all of them.
-  result.loss_scale = loss_scaler_.scale();
-  const double mean_scale =
-      1.0 / (result.loss_scale * static_cast<double>(config_.accumulation_steps * world_.size));
-  updater_->begin({result.step, result.lr, mean_scale});
-  upload_tokens(micro_batches);
-  execute(plan_->step, /*training=*/true);
-  const double losses = read_losses(micro_batches.size());
-  const double squares = lander_->finish();
-  const int64_t step_begin = now_ns();
-  const double stop = stop_ != nullptr ? stop_->load() : 0;
-  const auto of_ranks = of_all_ranks(std::array{losses, squares, stop});
-  double sum_of_squares = 0;
-  for (size_t at = 0; at < of_ranks.size(); at += kStepDoubles) {
-    result.loss += of_ranks[at];
-    sum_of_squares += of_ranks[at + 1];
-    result.stop = std::max(result.stop, static_cast<int>(of_ranks[at + 2]));
-  }
-  result.loss /= static_cast<double>(config_.accumulation_steps * world_.size);
-  update(result, sum_of_squares, mean_scale);
-
-  check_traffic(moved_before, planned(result));
-  const int64_t end = now_ns();
-  result.tokens = shape_.tokens() * config_.accumulation_steps * world_.size;
-  result.seconds = seconds(end - begin);
-  result.phases = {seconds(marks_.forward_ns), seconds(marks_.backward_ns),
-                   seconds(end - step_begin)};
-  result.exposed = exposed() - exposed_before;
-  result.moved = moved() - moved_before;
-  result.peak = tiers_->peak_bytes();
-  return result;
-}
-
-StepResult::Exposed Runtime::exposed() const {
-  return {seconds(recorder_.waited_ns(ParameterWindow::kWaitLabel)),
-          seconds(recorder_.waited_ns(GradientLander::kSlotWaitLabel)),
-          seconds(recorder_.waited_ns(GradientLander::kLandingWaitLabel)),
-          seconds(recorder_.waited_ns(kRanksWaitLabel)),
-          seconds(recorder_.waited_ns(offload::OptimizerPipeline::kWaitLabel)),
-          seconds(recorder_.waited_ns(kUpdateWaitLabel))};
-}
-
-// What updates move counts when they are submitted: the last of it moves under the next step.
-LinkBytes Runtime::moved() const { return recorder_.link_bytes(false) + updater_->promised(); }
-
 void Runtime::settle() {
   updater_->settle();
   // Every byte that was to be moved has been, by the count of completed transfers.
@@ -435,54 +289,6 @@ void Runtime::settle() {
 StateAccess& Runtime::state() {
   settle();
   return *access_;
-}
-
-void Runtime::check_traffic(const LinkBytes& before, const LinkBytes& planned) const {
-  const LinkBytes bytes = moved() - before;
-  for (size_t link = 0; link < kLinkCount; ++link) {
-    if (bytes[link] == planned[link]) continue;
-    throw Error(fmt::format("{} bytes went over {} where the plan says {}", bytes[link],
-                            name(static_cast<Activity>(link)), planned[link]));
-  }
-}
-
-LinkBytes Runtime::planned(const StepResult& result) const {
-  const LinkBytes step = plan_->summary.step_traffic + result.speculation.redone_bytes;
-  return result.skipped ? step - plan_->update_traffic : step;
-}
-
-// Norm, clip factor, overflow decision; then every sub-group; then commit.
-void Runtime::update(StepResult& result, double sum_of_squares, double mean_scale) {
-  result.grad_norm = std::sqrt(sum_of_squares) * mean_scale;
-  result.skipped = !std::isfinite(sum_of_squares);
-  if (result.skipped) {
-    updater_->skip();
-  } else {
-    updater_->update(clip_factor(result.grad_norm));
-    if (plan_->commits()) commit();
-    ++step_;
-  }
-  loss_scaler_.update(result.skipped);
-  result.speculation = updater_->speculation();
-}
-
-// torch.nn.utils.clip_grad_norm_'s.
-double Runtime::clip_factor(double grad_norm) const {
-  if (config_.gradient_clipping <= 0) return 1.0;
-  return std::min(1.0, config_.gradient_clipping / (grad_norm + 1e-6));
-}
-
-// Nobody starts the next step, which writes over the generation before, until all ranks have this
-// one.
-void Runtime::commit() {
-  {
-    const WaitScope wait(recorder_, {StateKind::master, -1, offload::OptimizerPipeline::kWaitLabel},
-                         "driver");
-    updater_->settle();
-    const int64_t payload = step_ + 1;
-    store_->commit(std::as_bytes(std::span(&payload, 1)));
-  }
-  of_all_ranks(std::array{0.0});
 }
 
 std::vector<std::string> Runtime::description() const {
@@ -497,12 +303,7 @@ std::vector<std::string> Runtime::description() const {
                                 name(config_.dtype),
                                 name(layer_ops_->product_dtype(config_.dtype))));
   }
-  if (store_ != nullptr) {
-    lines.push_back(fmt::format("nvme: {} ({}, {}), {} sub-groups, {} slot{}", pump_->engine_name(),
-                                store_->file().direct() ? "O_DIRECT" : "buffered",
-                                describe_paths(config_, store_->file()), plan_->summary.sub_groups,
-                                plan_->state.slots, plan_->state.slots == 1 ? "" : "s"));
-  }
+  if (store_ != nullptr) lines.push_back(store_->description());
   lines.push_back(fmt::format("recovery: {} (a killed run starts from the beginning)",
                               plan_->summary.recovery));
   return lines;

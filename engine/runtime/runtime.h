@@ -17,8 +17,10 @@
 
 #include "engine/comm/communicator.h"
 #include "engine/plan/planner.h"
+#include "engine/runtime/gather_order.h"
 #include "engine/runtime/gradient_lander.h"
 #include "engine/runtime/loss_scaler.h"
+#include "engine/runtime/nvme_store.h"
 #include "engine/runtime/parameter_window.h"
 #include "engine/runtime/parts.h"
 #include "engine/runtime/state_access.h"
@@ -26,9 +28,7 @@
 #include "kernels/device/compute_spans.h"
 #include "kernels/ops/layer_ops.h"
 #include "kernels/ops/state_ops.h"
-#include "offload/pump.h"
 #include "offload/recorder.h"
-#include "offload/slot_store.h"
 #include "offload/tier_manager.h"
 #include "offload/training_state.h"
 #include "strata/engine.h"
@@ -68,6 +68,9 @@ class Runtime {
   std::vector<std::string> description() const;
 
  private:
+  // Label of the time that a step stood still for other ranks (Activity::wait).
+  static constexpr const char* kRanksWaitLabel = "step waits for other ranks";
+
   // Moments of a step on the compute queue, in nanoseconds; written there.
   struct Marks {
     int64_t last = 0;
@@ -84,15 +87,8 @@ class Runtime {
   void check_traffic(const LinkBytes& before, const LinkBytes& planned) const;
   void check_batches(std::span<const Batch> batches, size_t expected) const;
   double evaluate(const Batch& batch);  // its mean loss
-  void make_store(const Disturbance& disturbance);
-  // Registers memory and files that I/O touches, once all of them are there.
-  void attach_io();
   void upload_tokens(std::span<const Batch> batches);
   void execute(const Program& program, bool training);
-  void gather(const Action& action);
-  void gather_postponed(const std::vector<int>& units);
-  void gather_postponed(size_t count);
-  void await_parameters(int unit, Queue& queue);
   void forward(const Action& action, bool training);
   void backward(const Action& action);
   LayerContext layer_context(const Action& action, std::span<const TensorView> params) const;
@@ -141,17 +137,15 @@ class Runtime {
   offload::Arena tokens_, token_staging_;
   offload::Arena boundary_, output_grads_, saved_, workspace_;
   offload::Arena losses_, loss_readback_, scores_readback_;
-  offload::Arena journal_record_;
 
-  std::unique_ptr<offload::Pump> pump_;
-  std::unique_ptr<offload::SlotStore> store_;
+  std::unique_ptr<NvmeStore> store_;  // null when nothing lives on nvme
   std::unique_ptr<offload::TrainingState> state_;
   std::unique_ptr<StateAccess> access_;
   std::unique_ptr<ParameterWindow> window_;
   std::unique_ptr<GradientLander> lander_;
   std::unique_ptr<Updater> updater_;
+  std::unique_ptr<GatherOrder> gathers_;
 
-  std::vector<Action> postponed_;  // gathers whose parameters are not updated yet
   LossScaler loss_scaler_;
   int64_t step_ = 0;
   std::vector<double> of_ranks_;  // what an exchange brings

@@ -1,0 +1,126 @@
+// A training step: gradients, the norm and what it decides, the update, and an account of all that.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "engine/runtime/lr_schedule.h"
+#include "engine/runtime/runtime.h"
+#include "strata/clock.h"
+#include "strata/error.h"
+#include "strata/wait_scope.h"
+
+namespace strata::engine {
+namespace {
+
+double seconds(int64_t ns) { return static_cast<double>(ns) * 1e-9; }
+
+}  // namespace
+
+StepResult Runtime::train_step(std::span<const Batch> micro_batches) {
+  check_batches(micro_batches, static_cast<size_t>(config_.accumulation_steps));
+  StepResult result;
+  const int64_t begin = now_ns();
+  const LinkBytes moved_before = moved();
+  const StepResult::Exposed exposed_before = exposed();
+  marks_ = {};
+  marks_.last = begin;
+
+  result.step = step_ + 1;
+  result.lr = learning_rate(config_, result.step);
+  // Local gradients are means over a rank's micro-batch, times the loss scale; the step's is the
+  // mean over all of them.
+  result.loss_scale = loss_scaler_.scale();
+  const double mean_scale =
+      1.0 / (result.loss_scale * static_cast<double>(config_.accumulation_steps * world_.size));
+  updater_->begin({result.step, result.lr, mean_scale});
+  upload_tokens(micro_batches);
+  execute(plan_->step, /*training=*/true);
+  const double losses = read_losses(micro_batches.size());
+  const double squares = lander_->finish();
+  const int64_t step_begin = now_ns();
+  const double stop = stop_ != nullptr ? stop_->load() : 0;
+  const auto of_ranks = of_all_ranks(std::array{losses, squares, stop});
+  double sum_of_squares = 0;
+  for (size_t at = 0; at < of_ranks.size(); at += kStepDoubles) {
+    result.loss += of_ranks[at];
+    sum_of_squares += of_ranks[at + 1];
+    result.stop = std::max(result.stop, static_cast<int>(of_ranks[at + 2]));
+  }
+  result.loss /= static_cast<double>(config_.accumulation_steps * world_.size);
+  update(result, sum_of_squares, mean_scale);
+
+  check_traffic(moved_before, planned(result));
+  const int64_t end = now_ns();
+  result.tokens = shape_.tokens() * config_.accumulation_steps * world_.size;
+  result.seconds = seconds(end - begin);
+  result.phases = {seconds(marks_.forward_ns), seconds(marks_.backward_ns),
+                   seconds(end - step_begin)};
+  result.exposed = exposed() - exposed_before;
+  result.moved = moved() - moved_before;
+  result.peak = tiers_->peak_bytes();
+  return result;
+}
+
+StepResult::Exposed Runtime::exposed() const {
+  return {seconds(recorder_.waited_ns(ParameterWindow::kWaitLabel)),
+          seconds(recorder_.waited_ns(GradientLander::kSlotWaitLabel)),
+          seconds(recorder_.waited_ns(GradientLander::kLandingWaitLabel)),
+          seconds(recorder_.waited_ns(kRanksWaitLabel)),
+          seconds(recorder_.waited_ns(offload::OptimizerPipeline::kWaitLabel)),
+          seconds(recorder_.waited_ns(GatherOrder::kWaitLabel))};
+}
+
+// What updates move counts when they are submitted: the last of it moves under the next step.
+LinkBytes Runtime::moved() const { return recorder_.link_bytes(false) + updater_->promised(); }
+
+void Runtime::check_traffic(const LinkBytes& before, const LinkBytes& planned) const {
+  const LinkBytes bytes = moved() - before;
+  for (size_t link = 0; link < kLinkCount; ++link) {
+    if (bytes[link] == planned[link]) continue;
+    throw Error(fmt::format("{} bytes went over {} where the plan says {}", bytes[link],
+                            name(static_cast<Activity>(link)), planned[link]));
+  }
+}
+
+LinkBytes Runtime::planned(const StepResult& result) const {
+  const LinkBytes step = plan_->summary.step_traffic + result.speculation.redone_bytes;
+  return result.skipped ? step - plan_->update_traffic : step;
+}
+
+// Norm, clip factor, overflow decision; then every sub-group; then commit.
+void Runtime::update(StepResult& result, double sum_of_squares, double mean_scale) {
+  result.grad_norm = std::sqrt(sum_of_squares) * mean_scale;
+  result.skipped = !std::isfinite(sum_of_squares);
+  if (result.skipped) {
+    updater_->skip();
+  } else {
+    updater_->update(clip_factor(result.grad_norm));
+    if (plan_->commits()) commit();
+    ++step_;
+  }
+  loss_scaler_.update(result.skipped);
+  result.speculation = updater_->speculation();
+}
+
+// torch.nn.utils.clip_grad_norm_'s.
+double Runtime::clip_factor(double grad_norm) const {
+  if (config_.gradient_clipping <= 0) return 1.0;
+  return std::min(1.0, config_.gradient_clipping / (grad_norm + 1e-6));
+}
+
+// Nobody starts the next step, which writes over the generation before, until all ranks have this
+// one.
+void Runtime::commit() {
+  {
+    const WaitScope wait(recorder_, {StateKind::master, -1, offload::OptimizerPipeline::kWaitLabel},
+                         "driver");
+    updater_->settle();
+    const int64_t payload = step_ + 1;
+    store_->slots().commit(std::as_bytes(std::span(&payload, 1)));
+  }
+  of_all_ranks(std::array{0.0});
+}
+
+}  // namespace strata::engine

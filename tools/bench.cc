@@ -114,6 +114,28 @@ void require_memory(uint64_t bytes) {
       Tier::host, bytes, available);
 }
 
+void add_options(CLI::App& command, BenchOptions& options) {
+  command.add_flag("--json", options.json, "Print one JSON object");
+  command.add_flag("--smoke", options.smoke,
+                   "A size and number of repetitions that show that it runs, and no speed");
+}
+
+void print(const BenchOptions& options, const nlohmann::ordered_json& result,
+           void (*print_text)(const nlohmann::ordered_json&)) {
+  options.json ? fmt::print("{}\n", result.dump(2)) : print_text(result);
+}
+
+std::vector<size_t> chosen(const std::string& option, const std::string& value,
+                           std::span<const std::string_view> names) {
+  std::vector<size_t> found;
+  for (size_t i = 0; i < names.size(); ++i) {
+    if (value == "all" || value == names[i]) found.push_back(i);
+  }
+  if (!found.empty()) return found;
+  throw ConfigError(fmt::format("{} is \"{}\": say \"{}\" or \"all\"", option, value,
+                                fmt::join(names, "\", \"")));
+}
+
 std::string table(std::span<const Column> columns, const nlohmann::ordered_json& rows) {
   std::string out;
   for (const Column& column : columns) out += padded(column.title, column.width);

@@ -2,12 +2,15 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace strata::tools {
@@ -17,6 +20,40 @@ void add_bench_adam(CLI::App& bench);
 void add_bench_io(CLI::App& bench);
 void add_bench_step(CLI::App& bench);
 void add_bench_pipeline(CLI::App& bench);
+
+// What every bench takes, and adds to its own options.
+struct BenchOptions {
+  bool json = false;
+  bool smoke = false;
+};
+void add_options(CLI::App& command, BenchOptions& options);
+
+// A bench's result, as one JSON object or as `print_text` has it.
+void print(const BenchOptions& options, const nlohmann::ordered_json& result,
+           void (*print_text)(const nlohmann::ordered_json&));
+
+// Has `command` run a bench: what measure(options) returns is printed. The command keeps `options`.
+template <typename Options>
+void run_bench(CLI::App& command, const std::shared_ptr<Options>& options,
+               nlohmann::ordered_json (*measure)(const Options&),
+               void (*print_text)(const nlohmann::ordered_json&)) {
+  add_options(command, static_cast<BenchOptions&>(*options));
+  command.callback([=] { print(*options, measure(*options), print_text); });
+}
+
+// The one of `all` that has this name, or all of them for "all". Throws ConfigError naming the
+// option.
+std::vector<size_t> chosen(const std::string& option, const std::string& value,
+                           std::span<const std::string_view> names);
+template <typename T, size_t N>
+std::vector<T> chosen(const std::string& option, const std::string& value,
+                      const std::array<T, N>& all) {
+  std::vector<std::string_view> names;
+  for (const T& one : all) names.push_back(name(one));
+  std::vector<T> found;
+  for (size_t i : chosen(option, value, names)) found.push_back(all[i]);
+  return found;
+}
 
 // How often a bench repeats: `rounds` times, or while `seconds` last where that is 0.
 struct Repetition {

@@ -1,7 +1,6 @@
 // strata bench adam: the fused update of every optimizer against streaming the same bytes.
 #include <fmt/format.h>
 
-#include <array>
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -10,7 +9,6 @@
 
 #include "kernels/device/thread_team.h"
 #include "kernels/ops/optimizer_ops.h"
-#include "strata/error.h"
 #include "tools/bench_optimizer.h"
 #include "tools/bench_stream.h"
 #include "tools/command.h"
@@ -20,13 +18,11 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-struct BenchAdamOptions : OptimizerBenchOptions {
+struct BenchAdamOptions : OptimizerBenchOptions, CodecOptions {
   std::string optimizer = "adamw";
   std::string isa;
   std::string grad_dtype = "bf16";
   std::string param_dtype = "bf16";
-  std::string master_codec = "fp32";
-  std::string moment_codec = "fp32";
 };
 
 // The options' meaning. Throws ConfigError where they have none.
@@ -38,54 +34,21 @@ struct Setting : OptimizerBenchSetting {
   std::vector<StateForm> forms;
 };
 
-constexpr std::array kMasterCodecs = {Codec::fp32, Codec::split16};
-constexpr std::array kMomentCodecs = {Codec::fp32, Codec::bf16, Codec::int8};
-
-// The one of `all` that has this name, or all of them for "all".
-template <typename T, typename Names, typename NameOf>
-std::vector<T> chosen(const std::string& option, const std::string& value, const Names& all,
-                      const NameOf& name_of) {
-  if (value == "all") return {all.begin(), all.end()};
-  std::vector<std::string_view> names;
-  for (const T& one : all) {
-    if (value == name_of(one)) return {one};
-    names.push_back(name_of(one));
-  }
-  throw ConfigError(fmt::format("{} is \"{}\": say \"{}\" or \"all\"", option, value,
-                                fmt::join(names, "\", \"")));
-}
-
-// Every combination of codecs asked for.
-std::vector<StateForm> forms_of(const BenchAdamOptions& options) {
-  const auto name_of = [](Codec codec) { return name(codec); };
-  const DType grad = float_dtype("--grad-dtype", options.grad_dtype);
-  const DType param = float_dtype("--param-dtype", options.param_dtype);
-  std::vector<StateForm> forms;
-  for (Codec master :
-       chosen<Codec>("--master-codec", options.master_codec, kMasterCodecs, name_of)) {
-    if (master == Codec::split16 && param != DType::bf16) {
-      throw ConfigError(
-          fmt::format("--master-codec split16 keeps what bf16 parameters leave, and --param-dtype "
-                      "is {}: say bf16, or --master-codec fp32",
-                      name(param)));
-    }
-    for (Codec moments :
-         chosen<Codec>("--moment-codec", options.moment_codec, kMomentCodecs, name_of)) {
-      forms.push_back({grad, param, master, moments});
-    }
-  }
-  return forms;
+// Of one name, or all that this machine has; the best where none is named.
+std::vector<std::string_view> isas_of(const std::string& value) {
+  if (value.empty()) return {ops::active_isa()};
+  const std::vector<std::string_view> all = ops::available_isas();
+  std::vector<std::string_view> isas;
+  for (size_t i : chosen("--isa", value, all)) isas.push_back(all[i]);
+  return isas;
 }
 
 Setting::Setting(const BenchAdamOptions& options)
     : OptimizerBenchSetting(options),
-      optimizers(chosen<OptimizerKind>("--optimizer", options.optimizer, kOptimizers,
-                                       [](OptimizerKind kind) { return name(kind); })),
-      isas(options.isa.empty()
-               ? std::vector<std::string_view>{ops::active_isa()}
-               : chosen<std::string_view>("--isa", options.isa, ops::available_isas(),
-                                          [](std::string_view isa) { return isa; })),
-      forms(forms_of(options)) {}
+      optimizers(chosen("--optimizer", options.optimizer, kOptimizers)),
+      isas(isas_of(options.isa)),
+      forms(codec_forms(options, float_dtype("--grad-dtype", options.grad_dtype),
+                        float_dtype("--param-dtype", options.param_dtype))) {}
 
 // The cases of one optimizer, each beside the ceiling.
 class OptimizerBench {
@@ -157,6 +120,9 @@ class OptimizerBench {
 };
 
 void print_text(const Json& result) {
+  fmt::print("{} elements, {} gradients, {} parameters, {} threads\n\n",
+             result.at("numel").get<int64_t>(), result.at("grad_dtype").get<std::string>(),
+             result.at("param_dtype").get<std::string>(), result.at("threads").get<int>());
   const std::vector<Column> columns = {{"isa", "isa", -12},
                                        {"moments", "moments", -10},
                                        {"best_ms", "best ms", 10, "{:.3f}"},
@@ -180,7 +146,7 @@ void print_text(const Json& result) {
   }
 }
 
-void bench_adam(const BenchAdamOptions& options) {
+Json bench_adam(const BenchAdamOptions& options) {
   const Setting setting(options);
   const StateForm& dtypes = setting.forms.front();
   for (OptimizerKind kind : setting.optimizers) {
@@ -195,16 +161,12 @@ void bench_adam(const BenchAdamOptions& options) {
                  {"param_dtype", name(dtypes.param)},
                  {"threads", setting.threads},
                  {"optimizers", Json::array()}};
-  if (!options.json) {
-    fmt::print("{} elements, {} gradients, {} parameters, {} threads\n\n", setting.numel,
-               name(dtypes.grad), name(dtypes.param), setting.threads);
-  }
   for (OptimizerKind kind : setting.optimizers) {
     for (const StateForm& form : setting.forms) {
       result["optimizers"].push_back(OptimizerBench(kind, form, setting).run());
     }
   }
-  options.json ? fmt::print("{}\n", result.dump(2)) : print_text(result);
+  return result;
 }
 
 }  // namespace
@@ -219,11 +181,8 @@ void add_bench_adam(CLI::App& bench) {
                       "Instruction set, or all that this machine has: all; the best if not given");
   command->add_option("--grad-dtype", options->grad_dtype, "fp32, bf16 (the default) or fp16");
   command->add_option("--param-dtype", options->param_dtype, "fp32, bf16 (the default) or fp16");
-  command->add_option("--master-codec", options->master_codec,
-                      "How masters are kept: fp32 (the default), split16, or both: all");
-  command->add_option("--moment-codec", options->moment_codec,
-                      "How moments are kept: fp32 (the default), bf16, int8, or all of them: all");
-  add_options(*command, *options);
+  add_codec_options(*command, *options);
+  add_optimizer_options(*command, *options);
   command->footer(
       "The ceiling is the fastest of several loops that read and write the same bytes in place,\n"
       "with next to no arithmetic; each repetition of a case follows one of the ceiling. The "
@@ -231,7 +190,7 @@ void add_bench_adam(CLI::App& bench) {
       "\"of ceiling\" is the median of these pairs' ratios, \"of its best\" the ratio of the best\n"
       "times. \"decayed\" moments drop below the smallest normal number in every step.\n"
       "Example: strata bench adam --optimizer all --isa all --json");
-  command->callback([options] { bench_adam(*options); });
+  run_bench(*command, options, bench_adam, print_text);
 }
 
 }  // namespace strata::tools

@@ -33,7 +33,7 @@ constexpr double kSmokeTurnSeconds = 0.03;
 constexpr int64_t kSmokeRounds = 2;
 constexpr int64_t kFewestRounds = 3;
 
-struct BenchIoOptions {
+struct BenchIoOptions : BenchOptions {
   std::string path = ".";
   uint64_t bytes = 0;
   std::vector<uint64_t> block_bytes = {kMiB};
@@ -41,8 +41,6 @@ struct BenchIoOptions {
   std::string op = "all";
   double seconds = 20;
   std::optional<int64_t> repeat;
-  bool json = false;
-  bool smoke = false;
 };
 
 // The options' meaning. Throws ConfigError where they have none.
@@ -62,22 +60,14 @@ struct Setting {
   int64_t rounds;  // 0: as many as the seconds hold
 };
 
-std::vector<IoMix> mixes_named(const std::string& op) {
-  constexpr std::array<IoMix, 3> kAll = {IoMix::read, IoMix::write, IoMix::mixed};
-  if (op == "all") return {kAll.begin(), kAll.end()};
-  for (const IoMix mix : kAll) {
-    if (op == name(mix)) return {mix};
-  }
-  throw ConfigError(
-      fmt::format("--op is \"{}\": say \"read\", \"write\", \"mixed\" or \"all\"", op));
-}
+constexpr std::array kMixes = {IoMix::read, IoMix::write, IoMix::mixed};
 
 Setting::Setting(const BenchIoOptions& options)
     : path(options.path),
       bytes(options.bytes),
       block_bytes(options.block_bytes),
       depth(options.depth),
-      mixes(mixes_named(options.op)),
+      mixes(chosen("--op", options.op, kMixes)),
       turn_seconds(options.smoke ? kSmokeTurnSeconds : kTurnSeconds),
       seconds(options.seconds),
       rounds(options.repeat.value_or(options.smoke ? kSmokeRounds : 0)) {
@@ -314,11 +304,10 @@ void print_text(const Json& result) {
   fmt::print("{}", table(columns, rows));
 }
 
-void bench_io(const BenchIoOptions& options) {
+Json bench_io(const BenchIoOptions& options) {
   const Setting setting(options);
   require_memory(setting.memory_bytes(setting.block_bytes.back()));
-  const Json result = IoBench(setting).run();
-  options.json ? fmt::print("{}\n", result.dump(2)) : print_text(result);
+  return IoBench(setting).run();
 }
 
 }  // namespace
@@ -340,16 +329,13 @@ void add_bench_io(CLI::App& bench) {
       ->check(CLI::PositiveNumber);
   command->add_option("--repeat", options->repeat, "Rounds of a case instead")
       ->check(CLI::PositiveNumber);
-  command->add_flag("--json", options->json, "Print one JSON object");
-  command->add_flag("--smoke", options->smoke,
-                    "A size and number of rounds that show that it runs, and no speed");
   command->footer(
       "In a round each takes a turn of a second on the same file: the engine with registered "
       "memory\n"
       "and files, the engine without, a bare liburing loop, and fio where it is installed. Ratios\n"
       "are the medians of the rounds'. Rounds are told on standard error.\n"
       "Example: strata bench io --path /mnt/nvme --size 8GiB --block 1MiB 4MiB");
-  command->callback([options] { bench_io(*options); });
+  run_bench(*command, options, bench_io, print_text);
 }
 
 }  // namespace strata::tools

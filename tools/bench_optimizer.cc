@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <thread>
 #include <vector>
@@ -16,6 +17,8 @@ namespace {
 
 constexpr int64_t kDefaultNumel = int64_t{64} << 20;
 constexpr int64_t kSmokeNumel = 16 * kGrainNumel;
+constexpr std::array kMasterCodecs = {Codec::fp32, Codec::split16};
+constexpr std::array kMomentCodecs = {Codec::fp32, Codec::bf16, Codec::int8};
 
 // A codec's store as so many elements of so many bytes.
 size_t element_bytes(Codec codec) {
@@ -27,7 +30,7 @@ int64_t stored_numel(Codec codec, int64_t numel) {
 
 }  // namespace
 
-void add_options(CLI::App& command, OptimizerBenchOptions& options) {
+void add_optimizer_options(CLI::App& command, OptimizerBenchOptions& options) {
   command.add_option("--numel", options.numel, "Elements, a multiple of 4096; 64 Mi if not given")
       ->check(CLI::PositiveNumber);
   command.add_option("--threads", options.threads, "Threads; all cores if not given")
@@ -36,9 +39,6 @@ void add_options(CLI::App& command, OptimizerBenchOptions& options) {
       ->check(CLI::PositiveNumber);
   command.add_option("--repeat", options.repeat, "Repeat this many times instead")
       ->check(CLI::PositiveNumber);
-  command.add_flag("--json", options.json, "Print one JSON object");
-  command.add_flag("--smoke", options.smoke,
-                   "A size and number of repetitions that show that it runs, and no speed");
 }
 
 OptimizerBenchSetting::OptimizerBenchSetting(const OptimizerBenchOptions& options)
@@ -56,6 +56,29 @@ DType float_dtype(const std::string& option, const std::string& value) {
     if (value == name(dtype)) return dtype;
   }
   throw ConfigError(fmt::format("{} is \"{}\": say \"fp32\", \"bf16\" or \"fp16\"", option, value));
+}
+
+void add_codec_options(CLI::App& command, CodecOptions& options) {
+  command.add_option("--master-codec", options.master_codec,
+                     "How masters are kept: fp32 (the default), split16, or both: all");
+  command.add_option("--moment-codec", options.moment_codec,
+                     "How moments are kept: fp32 (the default), bf16, int8, or all of them: all");
+}
+
+std::vector<StateForm> codec_forms(const CodecOptions& options, DType grad, DType param) {
+  std::vector<StateForm> forms;
+  for (Codec master : chosen("--master-codec", options.master_codec, kMasterCodecs)) {
+    if (master == Codec::split16 && param != DType::bf16) {
+      throw ConfigError(
+          fmt::format("--master-codec split16 keeps what bf16 parameters leave, and --param-dtype "
+                      "is {}: say bf16, or --master-codec fp32",
+                      name(param)));
+    }
+    for (Codec moments : chosen("--moment-codec", options.moment_codec, kMomentCodecs)) {
+      forms.push_back({grad, param, master, moments});
+    }
+  }
+  return forms;
 }
 
 TrainingState::TrainingState(OptimizerKind kind, int64_t numel, const StateForm& form)

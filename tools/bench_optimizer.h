@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "kernels/ops/optimizer_ops.h"
 #include "strata/dtype.h"
@@ -13,17 +14,15 @@
 
 namespace strata::tools {
 
-struct OptimizerBenchOptions {
+struct OptimizerBenchOptions : BenchOptions {
   std::optional<int64_t> numel;
   int threads = 0;
   double seconds = 5;
   std::optional<int64_t> repeat;
-  bool json = false;
-  bool smoke = false;
 };
 
-// Adds these options to a command; `options` must outlive it.
-void add_options(CLI::App& command, OptimizerBenchOptions& options);
+// Adds these options, without BenchOptions, to a command; `options` must outlive it.
+void add_optimizer_options(CLI::App& command, OptimizerBenchOptions& options);
 
 // The options' meaning. Throws ConfigError where they have none.
 struct OptimizerBenchSetting {
@@ -44,6 +43,15 @@ struct StateForm {
   Codec master = Codec::fp32;
   Codec moments = Codec::fp32;
 };
+
+// How the options name it; "all" is every codec.
+struct CodecOptions {
+  std::string master_codec = "fp32";
+  std::string moment_codec = "fp32";
+};
+void add_codec_options(CLI::App& command, CodecOptions& options);
+// Every combination of codecs asked for. Throws ConfigError where the options have no meaning.
+std::vector<StateForm> codec_forms(const CodecOptions& options, DType grad, DType param);
 
 // Training state of one optimizer, with ordinary values. Filled by the calling thread's team.
 class TrainingState {

@@ -174,7 +174,7 @@ void print_text(const Json& result) {
              result.at("of_ceiling").get<double>());
 }
 
-void bench_step(const BenchStepOptions& options) {
+Json bench_step(const BenchStepOptions& options) {
   const Setting setting(options);
   require_memory(OffloadedStep::bytes(setting.numel, setting.dtype));
   const TeamScope team(setting.threads);
@@ -183,7 +183,7 @@ void bench_step(const BenchStepOptions& options) {
                  {"dtype", name(setting.dtype)},
                  {"threads", setting.threads}};
   result.update(StepBench(setting).run());
-  options.json ? fmt::print("{}\n", result.dump(2)) : print_text(result);
+  return result;
 }
 
 }  // namespace
@@ -194,7 +194,7 @@ void add_bench_step(CLI::App& bench) {
       "step", "The CPU part of an offloaded optimizer step, fused against a chain of passes");
   command->add_option("--dtype", options->dtype,
                       "Of gradients and parameters: bf16 (the default) or fp16");
-  add_options(*command, *options);
+  add_optimizer_options(*command, *options);
   command->footer(
       "One micro-batch on one rank. Both sides start from 16-bit gradients in host memory that no\n"
       "cache holds, and end with AdamW's fp32 state updated and 16-bit parameters written.\n"
@@ -205,7 +205,7 @@ void add_bench_step(CLI::App& bench) {
       "Bytes are those a pass reads and writes. All passes and the ceiling, which streams the\n"
       "update's bytes in place, take turns in every round; ratios are medians over the rounds.\n"
       "Example: strata bench step --seconds 10");
-  command->callback([options] { bench_step(*options); });
+  run_bench(*command, options, bench_step, print_text);
 }
 
 }  // namespace strata::tools

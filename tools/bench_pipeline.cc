@@ -1,5 +1,5 @@
-// strata bench pipeline: an AdamW step over state on disk against what the disk and the update can
-// do, measured beside it.
+// strata bench pipeline: an AdamW step over state on disk, kept in one way or several, against what
+// the disk and the update can do, measured beside it.
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -17,8 +17,9 @@
 #include "strata/error.h"
 #include "strata/grain.h"
 #include "tools/bench.h"
+#include "tools/bench_optimizer.h"
 #include "tools/command.h"
-#include "tools/pipeline_rig.h"
+#include "tools/pipeline_case.h"
 
 namespace strata::tools {
 namespace {
@@ -29,7 +30,8 @@ constexpr uint64_t kMemoryLimitBytes = uint64_t{2} << 30;  // of the process, at
 constexpr uint64_t kProcessBytes = uint64_t{256} << 20;    // beside what is planned
 constexpr int64_t kFewestSteps = 3;
 
-struct BenchPipelineOptions {
+struct BenchPipelineOptions : BenchOptions, CodecOptions {
+  bool against_fp32 = false;
   double numel = 64 << 20;
   double sub_group = 2 << 20;
   int staging = 4;
@@ -39,8 +41,6 @@ struct BenchPipelineOptions {
   int threads = 0;
   double seconds = 20;
   int64_t steps = 0;
-  bool json = false;
-  bool smoke = false;
 };
 
 Tier host_or_nvme(const std::string& option, const std::string& value) {
@@ -59,7 +59,8 @@ int64_t elements(const std::string& option, double value) {
   return round_up(static_cast<int64_t>(value), kGrainNumel);
 }
 
-PipelineSetting setting_of(const BenchPipelineOptions& options) {
+// A setting for each way to keep state.
+std::vector<PipelineSetting> settings_of(const BenchPipelineOptions& options) {
   PipelineSetting setting;
   setting.numel = options.smoke ? 24 * kGrainNumel : elements("--numel", options.numel);
   setting.sub_group_numel =
@@ -70,27 +71,46 @@ PipelineSetting setting_of(const BenchPipelineOptions& options) {
   setting.threads =
       options.threads > 0 ? options.threads : static_cast<int>(std::thread::hardware_concurrency());
   setting.path = options.path;
-  return setting;
+  std::vector<StateForm> forms = codec_forms(options, DType::bf16, DType::bf16);
+  const auto is_fp32 = [](const StateForm& form) {
+    return form.master == Codec::fp32 && form.moments == Codec::fp32;
+  };
+  if (options.against_fp32 && std::none_of(forms.begin(), forms.end(), is_fp32)) {
+    forms.insert(forms.begin(), StateForm{});
+  }
+  std::vector<PipelineSetting> settings;
+  for (const StateForm& form : forms) {
+    setting.master = form.master;
+    setting.moments = form.moments;
+    settings.push_back(setting);
+  }
+  return settings;
 }
 
 // Refuses what would not fit, before anything is allocated.
-void require_room(const PipelineSetting& setting) {
-  const uint64_t memory = PipelineRig::memory_bytes(setting);
+void require_room(const std::vector<PipelineSetting>& settings) {
+  uint64_t memory = 0;
+  uint64_t disk = 0;
+  for (const PipelineSetting& setting : settings) {
+    memory += PipelineCase::memory_bytes(setting);
+    disk += PipelineCase::disk_bytes(setting);
+  }
   if (memory + kProcessBytes > kMemoryLimitBytes) {
     throw OutOfBudget(
         fmt::format("the bench would hold {} MiB in memory, and stays below {}: put gradients and "
-                    "parameters on nvme, or take a smaller --sub-group or fewer --staging buffers",
+                    "parameters on nvme, take a smaller --sub-group or fewer --staging buffers, or "
+                    "fewer codecs at a time",
                     memory >> 20, (kMemoryLimitBytes - kProcessBytes) >> 20),
         Tier::host, memory, kMemoryLimitBytes - kProcessBytes);
   }
   require_memory(memory);
-  const uint64_t disk = PipelineRig::disk_bytes(setting);
-  const uint64_t available = io::free_bytes(setting.path);
+  const std::string& path = settings.front().path;
+  const uint64_t available = io::free_bytes(path);
   if (disk > available) {
     throw OutOfBudget(
         fmt::format("the bench writes files of {} MiB and '{}' has {} MiB free: ask for fewer "
                     "elements, or name another --path",
-                    disk >> 20, setting.path, available >> 20),
+                    disk >> 20, path, available >> 20),
         Tier::nvme, disk, available);
   }
 }
@@ -129,64 +149,78 @@ class Progress {
   int64_t last_ns_ = 0;
 };
 
-// One step beside what it could have taken.
-struct Round {
-  double step_s = 0;
-  double io_s = 0;      // the transfers alone, before and after the step
-  double update_s = 0;  // the updates alone
-  double ceiling_s() const { return std::max(io_s, update_s); }
-  double ratio() const { return ceiling_s() / step_s; }
+// A way to keep state, and a value a step.
+struct Entry {
+  explicit Entry(const PipelineSetting& setting) : measured(setting) {}
+
+  PipelineCase measured;
+  Times steps;
+  Times transfers;  // alone, before and after the step
+  Times updates;    // alone
+  Times ceilings;   // the longer of the two
+  std::vector<double> ratios;
 };
 
 class PipelineBench {
  public:
-  explicit PipelineBench(const BenchPipelineOptions& options)
-      : setting_(setting_of(options)), rig_(setting_), options_(options) {}
+  PipelineBench(const BenchPipelineOptions& options, const std::vector<PipelineSetting>& settings)
+      : options_(options) {
+    for (const PipelineSetting& setting : settings) {
+      entries_.push_back(std::make_unique<Entry>(setting));
+    }
+  }
 
   Json run() {
-    rig_.fill([&](int64_t done, int64_t all) { progress_.show("initial state", done, all); });
-    const int64_t begin_ns = now_ns();
-    double transfers_before = transfers_s();
-    while (goes_on(begin_ns)) {
-      const auto step = static_cast<int64_t>(rounds_.size()) + 1;
-      rig_.write_gradients(step, [&](int64_t done, int64_t all) {
-        progress_.show(fmt::format("step {}: new gradients", step), done, all);
-      });
-      Round round;
-      round.step_s = rig_.run_step(step);
-      const double transfers_after = transfers_s();
-      round.io_s = (transfers_before + transfers_after) / 2;
-      round.update_s = updates_s();
-      transfers_before = transfers_after;
-      rig_.check_sample(step);
-      rounds_.push_back(round);
-      progress_.say(fmt::format("step {}: {:.2f} s, {:.3f} of its ceiling", step, round.step_s,
-                                round.ratio()));
+    for (const auto& entry : entries_) {
+      entry->measured.fill(progress_of(fmt::format("{}: initial state", name_of(*entry))));
     }
-    rig_.check_traffic(static_cast<int64_t>(rounds_.size()));
+    const int64_t begin_ns = now_ns();
+    int64_t steps = 0;
+    for (; goes_on(steps, begin_ns); ++steps) {
+      for (const auto& entry : entries_) run_step(*entry, steps + 1);
+    }
+    for (const auto& entry : entries_) entry->measured.check_traffic(steps);
     check_memory();
     return result();
   }
 
  private:
-  bool goes_on(int64_t begin_ns) const {
-    const auto steps = static_cast<int64_t>(rounds_.size());
+  static std::string name_of(const Entry& entry) {
+    const PipelineSetting& setting = entry.measured.setting();
+    return fmt::format("master {}, moments {}", name(setting.master), name(setting.moments));
+  }
+
+  PipelineCase::Progress progress_of(std::string what) {
+    return [this, what = std::move(what)](int64_t done, int64_t all) {
+      progress_.show(what, done, all);
+    };
+  }
+
+  bool goes_on(int64_t steps, int64_t begin_ns) const {
     if (options_.steps > 0) return steps < options_.steps;
     if (options_.smoke) return steps < 2;
     const double elapsed = static_cast<double>(now_ns() - begin_ns) * 1e-9;
     return steps < kFewestSteps || elapsed < options_.seconds;
   }
 
-  // Of all sub-groups, by the share that was measured.
-  double transfers_s() {
-    return rig_.run_transfers() * static_cast<double>(setting_.numel) /
-           static_cast<double>(rig_.transferred_numel());
-  }
-  double updates_s() {
-    double best = rig_.run_update();
-    for (int i = 0; i < 4; ++i) best = std::min(best, rig_.run_update());
-    return best * static_cast<double>(setting_.numel) /
-           static_cast<double>(std::min(setting_.sub_group_numel, setting_.numel));
+  void run_step(Entry& entry, int64_t step) {
+    PipelineCase& measured = entry.measured;
+    const std::string label = fmt::format("{}: step {}", name_of(entry), step);
+    measured.write_gradients(step, progress_of(label + ", new gradients"));
+    const double before_s = measured.ceiling().transfers_s();
+    const double step_s = measured.run_step(step);
+    const double after_s = measured.ceiling().transfers_s();
+    const double transfers_s = (before_s + after_s) / 2;
+    const double updates_s = measured.ceiling().updates_s();
+    const double ceiling_s = std::max(transfers_s, updates_s);
+    measured.check_sample(step);
+    entry.steps.add(step_s);
+    entry.transfers.add(transfers_s);
+    entry.updates.add(updates_s);
+    entry.ceilings.add(ceiling_s);
+    entry.ratios.push_back(ceiling_s / step_s);
+    progress_.say(
+        fmt::format("{}: {:.2f} s, {:.3f} of its ceiling", label, step_s, ceiling_s / step_s));
   }
 
   static void check_memory() {
@@ -197,71 +231,82 @@ class PipelineBench {
                       Tier::host, peak, kMemoryLimitBytes);
   }
 
-  Json result() const {
-    std::vector<double> ratios, steps, io, updates;
-    for (const Round& round : rounds_) {
-      ratios.push_back(round.ratio());
-      steps.push_back(round.step_s);
-      io.push_back(round.io_s);
-      updates.push_back(round.update_s);
-    }
-    const LinkBytes bytes = rig_.planned();
+  Json described(const Entry& entry) const {
+    const PipelineSetting& setting = entry.measured.setting();
+    const LinkBytes bytes = entry.measured.planned();
     const uint64_t read = bytes[static_cast<size_t>(Activity::nvme_read)];
     const uint64_t written = bytes[static_cast<size_t>(Activity::nvme_write)];
-    return {{"bench", "pipeline"},
-            {"numel", setting_.numel},
-            {"grad", name(setting_.grad)},
-            {"param", name(setting_.param)},
-            {"sub_groups", rig_.sub_groups()},
-            {"staging_buffers", setting_.staging_buffers},
-            {"threads", setting_.threads},
-            {"io", rig_.io_description()},
-            {"rounds", rounds_.size()},
+    const auto numel = static_cast<double>(setting.numel);
+    const double step_s = entry.steps.median_seconds();
+    return {{"master_codec", name(setting.master)},
+            {"moment_codec", name(setting.moments)},
             {"read_bytes", read},
             {"written_bytes", written},
-            {"step_s", median(steps)},
-            {"io_s", median(io)},
-            {"update_s", median(updates)},
-            {"gb_per_s", static_cast<double>(read + written) / median(steps) * 1e-9},
-            {"ratio", median(ratios)},
-            {"ratios", ratios},
-            {"checked_numel", rig_.sampled_numel()},
-            {"peak_resident_bytes", peak_resident_bytes()}};
+            {"read_per_parameter", static_cast<double>(read) / numel},
+            {"written_per_parameter", static_cast<double>(written) / numel},
+            {"step_s", step_s},
+            {"io_s", entry.transfers.median_seconds()},
+            {"update_s", entry.updates.median_seconds()},
+            {"gb_per_s", static_cast<double>(read + written) / step_s * 1e-9},
+            {"ratio", median(entry.ratios)},
+            {"ratios", entry.ratios},
+            {"of_first", entries_.front()->steps.speed_against(entry.steps)}};
   }
 
-  const PipelineSetting setting_;
-  PipelineRig rig_;
+  Json result() const {
+    const PipelineCase& first = entries_.front()->measured;
+    const PipelineSetting& setting = first.setting();
+    Json cases = Json::array();
+    for (const auto& entry : entries_) cases.push_back(described(*entry));
+    return {{"bench", "pipeline"},
+            {"numel", setting.numel},
+            {"grad", name(setting.grad)},
+            {"param", name(setting.param)},
+            {"sub_groups", first.sub_groups()},
+            {"staging_buffers", setting.staging_buffers},
+            {"threads", setting.threads},
+            {"io", first.io_description()},
+            {"rounds", entries_.front()->steps.rounds()},
+            {"checked_numel", first.sampled_numel()},
+            {"peak_resident_bytes", peak_resident_bytes()},
+            {"cases", cases}};
+  }
+
   const BenchPipelineOptions& options_;
   Progress progress_;
-  std::vector<Round> rounds_;
+  std::vector<std::unique_ptr<Entry>> entries_;
 };
 
 void print_text(const Json& result) {
-  const auto number = [&](const char* key) { return result.at(key).get<double>(); };
   fmt::print(
       "AdamW over {} elements, state on nvme, gradients on {}, parameters on {}\n"
-      "{} sub-groups through {} staging buffers, {}, {} threads\n\n",
+      "{} sub-groups through {} staging buffers, {}, {} threads; medians of {} steps\n\n",
       result.at("numel").get<int64_t>(), result.at("grad").get<std::string>(),
       result.at("param").get<std::string>(), result.at("sub_groups").get<int64_t>(),
       result.at("staging_buffers").get<int>(), result.at("io").get<std::string>(),
-      result.at("threads").get<int>());
-  fmt::print("a step          {:>9.3f} s   median of {}\n", number("step_s"),
-             result.at("rounds").get<int>());
-  fmt::print("transfers alone {:>9.3f} s   same mix, block size and depth\n", number("io_s"));
-  fmt::print("updates alone   {:>9.3f} s\n", number("update_s"));
-  fmt::print("of the ceiling  {:>9.3f}     median of the steps' ratios\n", number("ratio"));
-  fmt::print("read, written   {:>9.1f} MiB and {:.1f}, as the formula says; {:.2f} GB/s\n",
-             number("read_bytes") / (1 << 20), number("written_bytes") / (1 << 20),
-             number("gb_per_s"));
-  fmt::print("checked         {:>9} elements, bit for bit, after every step\n",
-             result.at("checked_numel").get<int64_t>());
-  fmt::print("peak memory     {:>9.1f} MiB\n", number("peak_resident_bytes") / (1 << 20));
+      result.at("threads").get<int>(), result.at("rounds").get<int>());
+  const std::vector<Column> columns = {{"master_codec", "master", -9},
+                                       {"moment_codec", "moments", -8},
+                                       {"read_per_parameter", "read B", 9, "{:.3f}"},
+                                       {"written_per_parameter", "written B", 11, "{:.3f}"},
+                                       {"step_s", "step s", 9, "{:.3f}"},
+                                       {"io_s", "transfers s", 13, "{:.3f}"},
+                                       {"update_s", "updates s", 11, "{:.3f}"},
+                                       {"gb_per_s", "GB/s", 7, "{:.2f}"},
+                                       {"ratio", "of ceiling", 12, "{:.3f}"},
+                                       {"of_first", "of first", 10, "{:.3f}"}};
+  fmt::print("{}\n", table(columns, result.at("cases")));
+  fmt::print(
+      "bytes are those of a parameter, counted, and as the formula says; {} elements checked, bit "
+      "for bit,\nafter every step; peak memory {:.1f} MiB\n",
+      result.at("checked_numel").get<int64_t>(),
+      result.at("peak_resident_bytes").get<double>() / (1 << 20));
 }
 
-void bench_pipeline(const BenchPipelineOptions& options) {
-  require_room(setting_of(options));
-  const Json result = PipelineBench(options).run();
-  options.json ? fmt::print("{}\n", result.dump(2)) : print_text(result);
+Json bench_pipeline(const BenchPipelineOptions& options) {
+  const std::vector<PipelineSetting> settings = settings_of(options);
+  require_room(settings);
+  return PipelineBench(options, settings).run();
 }
 
 }  // namespace
@@ -288,18 +333,22 @@ void add_bench_pipeline(CLI::App& bench) {
       ->check(CLI::PositiveNumber);
   command->add_option("--steps", options->steps, "Do this many steps instead")
       ->check(CLI::PositiveNumber);
-  command->add_flag("--json", options->json, "Print one JSON object");
-  command->add_flag("--smoke", options->smoke, "A size that shows that it runs, and no speed");
+  add_codec_options(*command, *options);
+  command->add_flag("--against-fp32", options->against_fp32,
+                    "fp32 state too, and what part of its step a step takes");
   command->footer(
-      "Master weights and moments (12 bytes an element) are read from disk, updated and written "
-      "back\n"
-      "in every step, from new gradients. The ceiling is the larger of two times: the same "
-      "transfers\n"
-      "without an update, before and after each step, and the updates alone. After each step a "
-      "sample\n"
-      "is compared with the same update done in memory. The process must stay below 2 GiB.\n"
-      "Example: strata bench pipeline --numel 1e9 --grad nvme --param nvme --path /mnt/nvme");
-  command->callback([options] { bench_pipeline(*options); });
+      "Master weights and moments are read from disk, updated and written back in every step, "
+      "from\n"
+      "new gradients: with fp32 12 bytes a parameter each way. Where codecs are several, each has\n"
+      "files of its own, and they take turns, a step each. The ceiling is the larger of two "
+      "times:\n"
+      "the same transfers without an update, before and after each step, and the updates alone;\n"
+      "\"of ceiling\" is the median of the steps' ratios, \"of first\" a step's part of the first\n"
+      "line's. After each step a sample is compared with the same update done in memory. The\n"
+      "process must stay below 2 GiB.\n"
+      "Example: strata bench pipeline --numel 1e9 --grad nvme --param nvme --path /mnt/nvme "
+      "--master-codec split16 --moment-codec int8 --against-fp32");
+  run_bench(*command, options, bench_pipeline, print_text);
 }
 
 }  // namespace strata::tools

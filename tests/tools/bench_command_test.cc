@@ -130,7 +130,8 @@ TEST_F(BenchCommandTest, HelpNamesEveryOption) {
         "--smoke"}},
       {"pipeline",
        {"--numel", "--sub-group", "--staging", "--grad", "--param", "--path", "--threads",
-        "--seconds", "--steps", "--json", "--smoke"}},
+        "--master-codec", "--moment-codec", "--against-fp32", "--seconds", "--steps", "--json",
+        "--smoke"}},
       {"step", {"--numel", "--dtype", "--threads", "--seconds", "--repeat", "--json", "--smoke"}}};
   for (const auto& [bench, words] : named) {
     const std::string help = strata("bench " + bench + " --help").out;
@@ -138,34 +139,81 @@ TEST_F(BenchCommandTest, HelpNamesEveryOption) {
   }
 }
 
-// 12 bytes of state an element are read and written; gradients and parameters are 2 each.
+// What the smoke size's sub-groups, of 5 grains of 4096 elements and the last of 4, take in a
+// codec: whole disk blocks.
+int64_t smoke_bytes(const std::string& codec) {
+  const std::map<std::string, int64_t> grain_bytes = {
+      {"fp32", 16384}, {"split16", 8192}, {"bf16", 8192}, {"int8", 4096 + 16 * 4}};
+  const auto blocks = [&](int64_t grains) {
+    return (grains * grain_bytes.at(codec) + 4095) / 4096 * 4096;
+  };
+  return 4 * blocks(5) + blocks(4);
+}
+
+// Beside the state, gradients and parameters are 2 bytes each, where they are on nvme; parameters
+// are read as well where they are half of the master.
 TEST_F(BenchCommandTest, APipelineStepMovesWhatTheFormulaSays) {
   for (const bool grad : {false, true}) {
     for (const bool param : {false, true}) {
-      const Result result =
-          strata(std::string("bench pipeline --smoke --json --path ") + directory_ +
-                 (grad ? " --grad nvme" : "") + (param ? " --param nvme" : ""));
-      ASSERT_EQ(result.exit_code, 0) << result.err;
-      const json measured = json::parse(result.out);
+      const json measured =
+          smoke("pipeline", "--master-codec all --moment-codec all --path " + directory_ +
+                                (grad ? " --grad nvme" : "") + (param ? " --param nvme" : ""));
       const int64_t numel = measured.at("numel");
-      EXPECT_EQ(measured.at("read_bytes"), numel * (grad ? 14 : 12));
-      EXPECT_EQ(measured.at("written_bytes"), numel * (param ? 14 : 12));
+      EXPECT_EQ(numel, 24 * 4096);
       EXPECT_EQ(measured.at("rounds"), 2);
-      EXPECT_EQ(measured.at("ratios").size(), 2u);
-      EXPECT_GT(measured.at("ratio"), 0.0);
       EXPECT_GT(measured.at("checked_numel"), 0);
       EXPECT_LT(measured.at("peak_resident_bytes"), int64_t{2} << 30);
-      EXPECT_THAT(result.err, HasSubstr("initial state"));
+      std::set<std::string> cases;
+      for (const json& one : measured.at("cases")) {
+        const std::string master = one.at("master_codec");
+        const std::string moments = one.at("moment_codec");
+        cases.insert(master + " " + moments);
+        const int64_t state = smoke_bytes(master) + 2 * smoke_bytes(moments);
+        const bool reads_param = param && master == "split16";
+        const int64_t read = state + (grad ? 2 * numel : 0) + (reads_param ? 2 * numel : 0);
+        const int64_t written = state + (param ? 2 * numel : 0);
+        EXPECT_EQ(one.at("read_bytes"), read) << one;
+        EXPECT_EQ(one.at("written_bytes"), written) << one;
+        const auto elements = static_cast<double>(numel);
+        EXPECT_EQ(one.at("read_per_parameter"), static_cast<double>(read) / elements);
+        EXPECT_EQ(one.at("written_per_parameter"), static_cast<double>(written) / elements);
+        EXPECT_EQ(one.at("ratios").size(), 2u);
+        for (const char* key : {"ratio", "of_first", "step_s", "io_s", "update_s", "gb_per_s"}) {
+          EXPECT_GT(one.at(key), 0.0) << key;
+        }
+      }
+      EXPECT_EQ(cases, (std::set<std::string>{"fp32 fp32", "fp32 bf16", "fp32 int8", "split16 fp32",
+                                              "split16 bf16", "split16 int8"}));
     }
   }
 }
 
+TEST_F(BenchCommandTest, APipelineStepIsSetAgainstFp32State) {
+  for (const char* codecs : {"split16 --moment-codec int8", "all"}) {
+    const json measured = smoke(
+        "pipeline", "--steps 1 --against-fp32 --path " + directory_ + " --master-codec " + codecs);
+    ASSERT_EQ(measured.at("cases").size(), 2u);
+    EXPECT_EQ(measured.at("rounds"), 1);
+    const json& first = measured.at("cases").at(0);
+    const json& second = measured.at("cases").at(1);
+    EXPECT_EQ(first.at("master_codec"), "fp32");
+    EXPECT_EQ(first.at("moment_codec"), "fp32");
+    EXPECT_EQ(first.at("of_first"), 1.0);
+    EXPECT_EQ(second.at("master_codec"), "split16");
+    EXPECT_DOUBLE_EQ(second.at("of_first"),
+                     second.at("step_s").get<double>() / first.at("step_s").get<double>());
+  }
+}
+
 TEST_F(BenchCommandTest, APipelineStepIsPrinted) {
-  const Result result = strata("bench pipeline --smoke --steps 1 --path " + directory_);
+  const Result result =
+      strata("bench pipeline --smoke --steps 1 --moment-codec int8 --path " + directory_);
   ASSERT_EQ(result.exit_code, 0) << result.err;
-  for (const char* words : {"AdamW over", "of the ceiling", "as the formula says", "peak memory"}) {
+  for (const char* words : {"AdamW over", "of ceiling", "fp32     int8        6.417      6.417",
+                            "as the formula says", "peak memory"}) {
     EXPECT_THAT(result.out, HasSubstr(words));
   }
+  EXPECT_THAT(result.err, HasSubstr("master fp32, moments int8: initial state"));
 }
 
 TEST_F(BenchCommandTest, RefusesWhatItCannotMeasure) {
@@ -185,6 +233,8 @@ TEST_F(BenchCommandTest, RefusesWhatItCannotMeasure) {
   EXPECT_EQ(strata("bench adam --threads 0").exit_code, 2);
   EXPECT_EQ(strata("bench").exit_code, 2);
   expect_refused(strata("bench pipeline --grad device"), 2, "--grad");
+  expect_refused(strata("bench pipeline --master-codec bf16"), 2, "\"split16\"");
+  expect_refused(strata("bench pipeline --moment-codec split16"), 2, "--moment-codec");
   expect_refused(strata("bench pipeline --numel 0.5"), 2, "--numel");
   expect_refused(strata("bench pipeline --numel 1e9"), 3, "--sub-group");
   expect_refused(strata("bench pipeline --numel 1e12 --grad nvme --param nvme"), 3, "--path");

@@ -34,7 +34,7 @@ struct BenchPipelineOptions : BenchOptions, CodecOptions {
   bool against_fp32 = false;
   double numel = 64 << 20;
   double sub_group = 2 << 20;
-  int staging = 4;
+  int staging = 8;
   std::string grad = "host";
   std::string param = "host";
   std::string path = ".";
@@ -319,7 +319,7 @@ void add_bench_pipeline(CLI::App& bench) {
                       "Elements, rounded up to 4096, as in 1e9; 64 Mi if not given");
   command->add_option("--sub-group", options->sub_group,
                       "Elements moved at a time, rounded up to 4096; 2 Mi if not given");
-  command->add_option("--staging", options->staging, "Staging buffers; 4 if not given")
+  command->add_option("--staging", options->staging, "Staging buffers; 8 if not given")
       ->check(CLI::Range(2, 64));
   command->add_option("--grad", options->grad, "Where gradients lie: host (the default) or nvme");
   command->add_option("--param", options->param,

@@ -1,24 +1,33 @@
 #!/usr/bin/env python3
-"""Measures DeepSpeed's optimizer step with state on nvme, to compare a step of Strata's with.
+"""Sets an optimizer step over state on nvme beside DeepSpeed's, round by round.
 
-    python3 tools/compare/deepspeed_pipeline.py --path DIRECTORY
+    python3 tools/compare/deepspeed_pipeline.py --path DIRECTORY [--tune] [--huge-pages]
 
-Runs DeepSpeed's own PipelinedOptimizerSwapper (its asynchronous I/O through libaio, whose headers
-it needs: Debian's libaio-dev) and DeepSpeedCPUAdam, sub-group by sub-group in the order of its
-ZeRO-3 step: swap in, unscale, Adam, copy to bf16, swap out, with the next sub-group read and the
-last one written meanwhile. A step reads master, moments and gradient and writes master and moments,
-28 bytes a parameter in fp32. The gradients, written during backward, are timed apart.
+DeepSpeed's side is its own PipelinedOptimizerSwapper (asynchronous I/O through libaio, whose headers
+it needs: Debian's libaio-dev; pinned, aligned buffers) and DeepSpeedCPUAdam, sub-group by sub-group
+in the order of its ZeRO-3 step: swap in, unscale, Adam, copy to bf16, swap out, with the next
+sub-group read and the last one written meanwhile. A step reads master, moments and gradient in fp32
+and writes master and moments, 28 bytes a parameter. Not counted: that the gradients are written
+during backward, 4 bytes more, which is timed apart.
 
-With --strata-arguments that command runs in turns, and --strata-ms says where in its JSON a step's
-milliseconds are, keys joined by dots.
+Strata's side is `strata bench pipeline` over as many parameters, from bf16 gradients in memory, with
+masters in split16 and moments in each codec, which take turns. fp32 moments have DeepSpeed's
+arithmetic, exact; bf16 and int8 moments are rounded. A step is everything from the first byte read
+to the last one written, and a sample of it is checked bit for bit. Not counted: its gradients' way
+to the host.
+
+A round is some steps of either, with as many threads; files have been written once before. --tune
+first tries settings of the kind that DeepSpeed's own ds_nvme_tune tries, in a round each, and takes
+the fastest; what is named by an option is not tried.
 """
 
 import argparse
-import functools
+import itertools
 import json
 import os
 import pathlib
 import shlex
+import sys
 import tempfile
 import time
 import types
@@ -28,6 +37,8 @@ import side_by_side as compare
 GROUP_NUMEL = 8 << 20
 STEPS_A_ROUND = 3
 STEP_BYTES = 28
+STRATA_CASES = {("split16", "fp32"): 1.3, ("split16", "bf16"): None, ("split16", "int8"): 3.0}
+AIO_SETTINGS = {"block_bytes": (1 << 20, 8 << 20), "queue_depth": (32, 128), "io_threads": (1, 2, 4)}
 PINNED_BUFFERS = 12  # master, moments and gradient of the sub-groups in, under way in and out
 
 
@@ -38,13 +49,11 @@ def parse_arguments():
     add = parser.add_argument
     add("--path", type=pathlib.Path, required=True, help="a directory on the disk to measure")
     add("--groups", type=int, default=8, help="sub-groups of 8 Mi parameters (default 8)")
-    add("--block-bytes", type=int, default=1 << 20,
-        help="DeepSpeed's aio.block_size (default 1 Mi)")
-    add("--queue-depth", type=int, default=32, help="DeepSpeed's aio.queue_depth (default 32)")
-    add("--io-threads", type=int, default=1,
-        help="DeepSpeed's aio.intra_op_parallelism (default 1)")
-    add("--strata-arguments", default="", help='such as "bench pipeline --smoke"')
-    add("--strata-ms", default="median_ms", help="where the milliseconds are (default median_ms)")
+    add("--block-bytes", type=int, help="DeepSpeed's aio.block_size (default 1 Mi)")
+    add("--queue-depth", type=int, help="DeepSpeed's aio.queue_depth (default 32)")
+    add("--io-threads", type=int, help="DeepSpeed's aio.intra_op_parallelism (default 1)")
+    add("--tune", action="store_true", help="choose DeepSpeed's aio settings by trial")
+    add("--strata-arguments", default="", help='more for Strata, such as "--staging 6"')
     return parser.parse_args()
 
 
@@ -129,7 +138,8 @@ def worker(args):
     pipeline = DeepSpeedPipeline(args)
     pipeline.run()
     pipeline.check()
-    compare.serve({"torch": torch.__version__, "deepspeed": deepspeed.__version__}, pipeline.run)
+    compare.serve({"torch_version": torch.__version__,
+                   "deepspeed_version": deepspeed.__version__}, pipeline.run)
 
 
 def main():
@@ -137,49 +147,92 @@ def main():
     if args.worker:
         return worker(args)
     with tempfile.TemporaryDirectory(prefix="deepspeed-", dir=args.path) as folder:
-        measured, versions = measure(args, folder)
-    print_result(args, versions, measured)
+        aio, trials = chosen_aio(args, folder)
+        deepspeed = start(args, folder, aio)
+        measured = compare.in_turns(args, deepspeed, lambda: strata_ms(args))
+    print_result(args, result_of(args, deepspeed.versions, {**aio, "trials": trials}, measured))
 
 
-def measure(args, folder):
-    arguments = ("--threads", args.threads, "--path", folder, "--groups", args.groups,
-                 "--block-bytes", args.block_bytes, "--queue-depth", args.queue_depth,
-                 "--io-threads", args.io_threads)
-    deepspeed = compare.Worker(__file__, arguments, args)
-
-    def strata_ms():
-        if not args.strata_arguments:
-            return None
-        result = compare.strata(args, *shlex.split(args.strata_arguments))
-        return functools.reduce(lambda part, key: part[key], args.strata_ms.split("."), result)
-
-    return compare.in_turns(args, deepspeed, strata_ms), deepspeed.versions
+def start(args, folder, aio):
+    arguments = ["--threads", args.threads, "--path", folder, "--groups", args.groups]
+    for name, value in aio.items():
+        arguments += ["--" + name.replace("_", "-"), value]
+    return compare.Worker(__file__, arguments, args)
 
 
-def print_result(args, versions, measured):
+def chosen_aio(args, folder):
+    """DeepSpeed's settings, and the milliseconds of each that was tried."""
+    values = {name: [given] if (given := getattr(args, name)) else list(tried)
+              for name, tried in AIO_SETTINGS.items()}
+    if not args.tune:
+        return {name: tried[0] for name, tried in values.items()}, []
+    trials = []
+    for setting in itertools.product(*values.values()):
+        aio = dict(zip(values, setting))
+        deepspeed = start(args, folder, aio)
+        trials.append({**aio, "step_ms": deepspeed.round()["step_ms"]})
+        deepspeed.close()
+        print(f"DeepSpeed with {trials[-1]}", file=sys.stderr, flush=True)
+    best = min(trials, key=lambda trial: trial["step_ms"])
+    return {name: best[name] for name in values}, trials
+
+
+def strata_ms(args):
+    """A step's milliseconds by codecs."""
+    result = compare.strata(args, "bench", "pipeline", "--path", args.path, "--numel",
+                            args.groups * GROUP_NUMEL, "--steps", STEPS_A_ROUND, "--threads",
+                            args.threads, "--master-codec", "split16", "--moment-codec", "all",
+                            *shlex.split(args.strata_arguments))
+    return {(case["master_codec"], case["moment_codec"]): case for case in result["cases"]}
+
+
+def result_of(args, versions, aio, measured):
     numel = args.groups * GROUP_NUMEL
     step_ms = compare.median(step["step_ms"] for step, _ in measured)
-    result = {
+    cases = []
+    for (master, moments), bar in STRATA_CASES.items():
+        of_round = [(step["step_ms"], strata[master, moments]) for step, strata in measured]
+        bytes_each = [of_round[0][1][key] for key in ("read_per_parameter", "written_per_parameter")]
+        cases.append({
+            "master_codec": master, "moment_codec": moments, "bytes_per_parameter": sum(bytes_each),
+            "step_ms": compare.median(1e3 * case["step_s"] for _, case in of_round),
+            "of_ceiling": compare.median(case["ratio"] for _, case in of_round),
+            "speedup": compare.median(ms / (1e3 * case["step_s"]) for ms, case in of_round),
+            "required": bar,
+        })
+    return {
         **compare.machine(), **versions, "numel": numel, "groups": args.groups,
         "threads": args.threads, "rounds": args.rounds, "steps_a_round": STEPS_A_ROUND,
-        "deepspeed_ms": step_ms, "deepspeed_gb_per_s": numel * STEP_BYTES / step_ms * 1e-6,
-        "deepspeed_gradients_ms": compare.median(step["gradients_ms"] for step, _ in measured),
+        "deepspeed": {
+            **aio, "bytes_per_parameter": STEP_BYTES, "step_ms": step_ms,
+            "gb_per_s": numel * STEP_BYTES / step_ms * 1e-6,
+            "gradients_ms": compare.median(step["gradients_ms"] for step, _ in measured)},
+        "strata": cases,
     }
-    if args.strata_arguments:
-        result["strata_ms"] = compare.median(ms for _, ms in measured)
-        result["ratio"] = compare.median(step["step_ms"] / ms for step, ms in measured)
+
+
+def print_result(args, result):
     if args.json:
         print(json.dumps(result))
         return
+    deepspeed = result["deepspeed"]
     print(f"{result['cpu']}, {args.threads} threads, load {result['load']}; DeepSpeed "
-          f"{versions['deepspeed']}, PyTorch {versions['torch']}")
-    print(f"{numel} parameters in {args.groups} sub-groups, medians of {args.rounds} rounds of "
-          f"{STEPS_A_ROUND} steps\n")
-    print(f"DeepSpeed's step {step_ms:10.1f} ms, {result['deepspeed_gb_per_s']:.2f} GB/s of "
-          f"{STEP_BYTES} bytes a parameter; gradients to disk before it "
-          f"{result['deepspeed_gradients_ms']:.1f} ms")
-    if args.strata_arguments:
-        print(f"Strata's step    {result['strata_ms']:10.1f} ms: {result['ratio']:.2f} x as fast")
+          f"{result['deepspeed_version']}, PyTorch {result['torch_version']}")
+    print(f"{result['numel']} parameters, {args.groups} sub-groups of DeepSpeed's, medians of "
+          f"{args.rounds} rounds of {STEPS_A_ROUND} steps")
+    print(f"DeepSpeed with blocks of {deepspeed['block_bytes']} bytes, queue depth "
+          f"{deepspeed['queue_depth']}, {deepspeed['io_threads']} I/O threads; gradients to disk "
+          f"before its step {deepspeed['gradients_ms']:.1f} ms\n")
+    row = "{:<26}{:>16}{:>12}{:>8}{:>12}{:>10}".format
+    print(row("", "bytes/parameter", "step ms", "GB/s", "speedup", "required"))
+    def line(name, side, speedup, required):
+        gb_per_s = result["numel"] * side["bytes_per_parameter"] / side["step_ms"] * 1e-6
+        print(row(name, f"{side['bytes_per_parameter']:.2f}", f"{side['step_ms']:.1f}",
+                  f"{gb_per_s:.2f}", speedup, required))
+    line("DeepSpeed", deepspeed, "", "")
+    for case in result["strata"]:
+        line(f"Strata {case['master_codec']}, {case['moment_codec']}", case,
+             f"{case['speedup']:.2f} x", f"{case['required']} x" if case["required"] else "")
 
 
 if __name__ == "__main__":

@@ -38,6 +38,14 @@ def python_of(environment):
     return python
 
 
+def extensions_of(environment):
+    """Where DeepSpeed's C++ is built. A lock of a build that was killed would be waited for."""
+    extensions = environment.resolve() / "extensions"
+    for lock in extensions.glob("*/lock"):
+        lock.unlink()
+    return extensions
+
+
 class Worker:
     """DeepSpeed's side in a process of its own: a line in is a round, a line out its result."""
 
@@ -47,6 +55,7 @@ class Worker:
             "PATH": f"{python.parent.resolve()}:{os.environ['PATH']}",  # ninja, for its own build
             "OMP_NUM_THREADS": str(args.threads),
             "DS_ACCELERATOR": "cpu",
+            "TORCH_EXTENSIONS_DIR": str(extensions_of(args.environment)),
             "THP_MEM_ALLOC_ENABLE": str(int(args.huge_pages)),
         }
         self.process = subprocess.Popen([python, script, "--worker", *map(str, arguments)],

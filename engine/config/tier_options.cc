@@ -304,10 +304,11 @@ Group strata_group(ConfigDraft& draft) {
                        {{"auto", CpuBindingChoice::automatic}, {"none", CpuBindingChoice::none}}),
                 "auto: the threads of the update on the host divide this rank's CPUs among them "
                 "and each keeps to its part, except where OMP_PROC_BIND, OMP_PLACES or "
-                "GOMP_CPU_AFFINITY is set or CPUs are fewer than threads or ranks. Nothing else "
-                "is bound."),
+                "GOMP_CPU_AFFINITY is set (or OMP_DYNAMIC or OMP_THREAD_LIMIT) or CPUs are fewer "
+                "than threads or ranks. Nothing else is bound. On a machine of several NUMA nodes "
+                "host memory is dealt to those of the CPUs in use, unless numactl says otherwise."),
        honoured("strata.staging_buffers", staging_buffers(out.staging_buffers),
-                "Sub-groups under way between nvme and the update; auto: 4, or fewer where there "
+                "Sub-groups under way between nvme and the update; auto: 8, or fewer where there "
                 "are not as many or the host budget holds no more."),
        honoured("strata.pin_state",
                 choice(draft.pin_state, {{"auto", PinChoice::automatic},

@@ -50,6 +50,12 @@ void check_speculation_settings(const Config& config) {
   }
 }
 
+bool any_can_speculate(const offload::TrainingStateSpec& state) {
+  return std::any_of(
+      state.sub_groups.begin(), state.sub_groups.end(),
+      [&](const offload::SubGroup& group) { return offload::can_speculate(state, group); });
+}
+
 void check_config(const PlanInput& input) {
   const Config& config = input.config;
   if (input.world.rank < 0 || input.world.rank >= input.world.size) {
@@ -75,7 +81,7 @@ void check_config(const PlanInput& input) {
     throw ConfigError("staging_buffers must be at least 1, or 0 for auto, and slots 1 or 2");
   }
   check_speculation_settings(config);
-  if (config.pin_state != PinChoice::never && config.host_memory == 0) {
+  if (config.pin_state == PinChoice::always && config.host_memory == 0) {
     throw ConfigError("state is to be pinned without a budget to fill: set host_memory");
   }
   if (config.dtype == DType::int32) {
@@ -128,24 +134,23 @@ void check(const PlanInput& input) {
 void check_pinning(const Config& config, const offload::TrainingStateSpec& placed) {
   if (config.pin_state != PinChoice::always || placed.uses_nvme()) return;
   throw ConfigError(
-      "strata.pin_state is \"always\", and no optimizer state is placed on nvme to be pinned: set "
+      "strata.pin_state is \"always\", and no grain of optimizer state is placed on nvme to be "
+      "pinned: set "
       "zero_optimization.offload_optimizer.device to \"nvme\", or strata.pin_state to \"auto\"");
 }
 
-void check_speculation(const Config& config, const offload::TrainingStateSpec& pinned) {
-  if (config.speculate != SpeculateChoice::always) return;
-  const bool any = std::any_of(
-      pinned.sub_groups.begin(), pinned.sub_groups.end(),
-      [&](const offload::SubGroup& group) { return offload::can_speculate(pinned, group); });
-  if (any) return;
+void check_speculation(const Config& config, const offload::TrainingStateSpec& placed,
+                       const offload::TrainingStateSpec& pinned) {
+  if (config.speculate != SpeculateChoice::always || any_can_speculate(pinned)) return;
+  if (any_can_speculate(placed)) {
+    throw ConfigError(
+        "strata.speculate is \"always\", and pinning in host memory leaves no sub-group's whole "
+        "state on nvme: set strata.pin_state to \"never\", or strata.speculate to \"auto\"");
+  }
   throw ConfigError(
-      fmt::format("strata.speculate is \"always\", and {}: set {}, or strata.speculate to \"auto\"",
-                  config.pin_state == PinChoice::never
-                      ? "no sub-group has all of its optimizer state on nvme"
-                      : "pinning in host memory leaves no sub-group's whole state on nvme",
-                  config.pin_state == PinChoice::never
-                      ? "zero_optimization.offload_optimizer.device to \"nvme\""
-                      : "strata.pin_state to \"never\""));
+      "strata.speculate is \"always\", and no sub-group has all of its optimizer state on nvme: "
+      "set "
+      "zero_optimization.offload_optimizer.device to \"nvme\", or strata.speculate to \"auto\"");
 }
 
 }  // namespace strata::engine

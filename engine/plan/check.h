@@ -11,6 +11,7 @@ void check(const PlanInput& input);
 // The same of settings that must have an effect, when it is known where state lies: as placed, and
 // after what the host budget holds was pinned.
 void check_pinning(const Config& config, const offload::TrainingStateSpec& placed);
-void check_speculation(const Config& config, const offload::TrainingStateSpec& pinned);
+void check_speculation(const Config& config, const offload::TrainingStateSpec& placed,
+                       const offload::TrainingStateSpec& pinned);
 
 }  // namespace strata::engine

@@ -3,17 +3,15 @@
 namespace strata::engine {
 namespace {
 
-// One to read into, one to update, one to write from, and one so that a stage need not wait where
-// another was late.
+// Bandwidths alone would ask for 3, whatever they are: with T the time of the slowest stage, a
+// sub-group starts every T, and since reads and writes share the disk, reading, updating and
+// writing one take at most T each. But disks answer late now and then, and a small sub-group leaves
+// the disk idle while it waits for its last request: with 4 buffers `strata bench pipeline` reached
+// 0.76 of the disk with split16 and int8, and with 8 0.96 (docs/performance.md).
 //
-// That is enough at any bandwidth: with T the time of the slowest stage, a sub-group starts every
-// T. Reads and writes share the disk, so together they take at most T a sub-group, and each of
-// them, slowed down by the other, at most T; so does the update. A sub-group is under way for at
-// most 3 T, which is at most 3 of them at a time, and a measured bandwidth could only say so again.
-//
-// More of them hold state that is read ahead under forward and backward. The same memory does more
-// as pinned state, which is neither read nor written: auto leaves it to that.
-constexpr int kMostStagingBuffers = 4;
+// More of them would only hold state that is read ahead under forward and backward. The same memory
+// does more as pinned state, which is neither read nor written: auto leaves it to that.
+constexpr int kMostStagingBuffers = 8;
 
 }  // namespace
 

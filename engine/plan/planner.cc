@@ -171,11 +171,12 @@ class Planner {
     const Config& config = input_.config;
     const TryHostShare holds = [this](const HostShare& share) { return host_holds(share); };
     const HostShare share = choose_staging(config, holds);
-    check_pinning(config, plan_.state);
-    if (config.pin_state != PinChoice::never) {
+    const offload::TrainingStateSpec placed = plan_.state;
+    check_pinning(config, placed);
+    if (config.pin_state != PinChoice::never && config.host_memory > 0) {
       choose_pinned(share, plan_.layout.trainable_grains(), holds);
     }
-    check_speculation(config, plan_.state);
+    check_speculation(config, placed, plan_.state);
   }
 
   void keep_saved_activations() {

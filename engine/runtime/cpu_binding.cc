@@ -7,8 +7,9 @@
 namespace strata::engine {
 namespace {
 
-// With these a person tells OpenMP where its threads run.
-constexpr const char* kOpenMpVariables[] = {"OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY"};
+// With these a person tells OpenMP where its threads run, or that they are fewer than a team's.
+constexpr const char* kOpenMpVariables[] = {"OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY",
+                                            "OMP_DYNAMIC", "OMP_THREAD_LIMIT"};
 
 // A rank that the launcher gave CPUs of its own has just those.
 bool shares_cpus(const World& world) { return world.local_size > 1 && !world.bound; }
@@ -19,6 +20,7 @@ std::string reason_not_to_bind(const Config& config, const World& world, const M
   for (const char* variable : kOpenMpVariables) {
     if (std::getenv(variable) != nullptr) return fmt::format("{} is set", variable);
   }
+  if (!machine.may_bind) return "the system does not let threads be bound";
   const size_t cpus = machine.cpus.size();
   if (shares_cpus(world) && static_cast<size_t>(world.local_size) > cpus) {
     return fmt::format("{} ranks share {} CPU{}", world.local_size, cpus, cpus == 1 ? "" : "s");
@@ -45,7 +47,8 @@ CpuBinding cpu_binding(const Config& config, const World& world, const Machine& 
                            count_text(static_cast<int>(cpus.size()), "CPU"));
     }
   }
-  const std::vector<int> nodes = nodes_of(cpus);
+  // Threads that are not bound run on all of them.
+  const std::vector<int> nodes = nodes_of(binding.places.empty() ? machine.cpus : cpus);
   if (machine.nodes > 1) binding.memory_nodes = nodes;
   binding.description =
       reason.empty()

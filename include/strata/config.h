@@ -81,7 +81,7 @@ enum class SpeculateChoice : uint8_t {
 
 // Whether state placed on nvme stays in pinned host memory, as far as the host budget goes.
 enum class PinChoice : uint8_t {
-  automatic,  // where some of it is there
+  automatic,  // where some of it is there, and a host budget is given
   never,
   always,  // and some of it has to be there
 };

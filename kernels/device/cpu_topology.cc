@@ -57,6 +57,22 @@ Machine machine_of(const HwlocTopology& topology, const std::vector<int>& allowe
   return machine;
 }
 
+Machine flat_machine(const CpuPlace& allowed) {
+  Machine machine;
+  for (const int cpu : allowed) machine.cpus.push_back({.number = cpu, .core = cpu, .node = 0});
+  return machine;
+}
+
+// Asks for what is so already.
+bool may_bind(const CpuPlace& allowed) {
+  try {
+    bind_this_thread(allowed);
+    return true;
+  } catch (const std::system_error&) {
+    return false;
+  }
+}
+
 }  // namespace
 
 HwlocTopology load_topology(const std::string& synthetic) {
@@ -72,7 +88,17 @@ HwlocTopology load_topology(const std::string& synthetic) {
   return topology;
 }
 
-Machine this_machine() { return machine_of(load_topology(), place_of_this_thread()); }
+Machine this_machine() {
+  const CpuPlace allowed = place_of_this_thread();
+  Machine machine;
+  try {
+    machine = machine_of(load_topology(), allowed);
+  } catch (const DeviceError&) {
+    machine = flat_machine(allowed);
+  }
+  machine.may_bind = may_bind(allowed);
+  return machine;
+}
 
 Machine synthetic_machine(const std::string& description, const std::vector<int>& allowed) {
   std::vector<int> sorted = allowed;
@@ -113,7 +139,8 @@ std::vector<CpuPlace> places_for(std::span<const Cpu> cpus, int threads) {
 }
 
 CpuPlace place_of_this_thread() {
-  for (int cpus = kFirstMaskCpus; cpus <= kMostMaskCpus; cpus *= 2) {
+  int error_number = EINVAL;
+  for (int cpus = kFirstMaskCpus; cpus <= kMostMaskCpus && error_number == EINVAL; cpus *= 2) {
     const Mask mask(cpus);
     if (sched_getaffinity(0, mask.bytes(), mask.get()) == 0) {
       CpuPlace place;
@@ -122,9 +149,10 @@ CpuPlace place_of_this_thread() {
       }
       return place;
     }
-    if (errno != EINVAL) break;
+    error_number = errno;
   }
-  throw std::system_error(errno, std::generic_category(), "reading a thread's affinity mask");
+  throw std::system_error(error_number, std::generic_category(),
+                          "reading a thread's affinity mask");
 }
 
 void bind_this_thread(const CpuPlace& place) {

@@ -18,13 +18,15 @@ struct Cpu {
 struct Machine {
   std::vector<Cpu> cpus;  // to be used; neighbours beside each other: by NUMA node, core, thread
   int nodes = 1;          // NUMA nodes in all
+  bool may_bind = true;   // whether the system lets threads be bound; some containers do not
 };
 
-// What the calling thread's affinity mask and the process's cgroup leave of this machine. Throws
-// DeviceError where the system does not say.
+// What the calling thread's affinity mask and the process's cgroup leave of this machine. Where
+// hwloc cannot say more (a masked /sys), each CPU is a core and all are of one node. Throws
+// std::system_error where the system does not tell the mask.
 Machine this_machine();
 // What `allowed` leaves of a machine in hwloc's words ("pack:2 numa:1 core:4 pu:2"); for tests.
-// Throws likewise.
+// Throws DeviceError for words that hwloc does not know.
 Machine synthetic_machine(const std::string& description, const std::vector<int>& allowed);
 
 // Part `part` of `parts`: all parts are disjoint, each in one piece, and as even as may be.
@@ -42,8 +44,8 @@ using CpuPlace = std::vector<int>;
 // None where there are more threads than CPUs: the system shares those out better.
 std::vector<CpuPlace> places_for(std::span<const Cpu> cpus, int threads);
 
-// Of the calling thread. Threads that it starts later begin with the same. Throws std::system_error
-// when the system refuses.
+// Of the calling thread; not empty. Threads that it starts later begin with the same. Throws
+// std::system_error when the system refuses.
 CpuPlace place_of_this_thread();
 void bind_this_thread(const CpuPlace& place);
 

@@ -1,10 +1,17 @@
 #include "kernels/device/page_spread.h"
 
+#include "strata/error.h"
+
 namespace strata {
 
 PageSpread::PageSpread(const std::vector<int>& nodes) : nodes_(hwloc_bitmap_alloc()) {
-  if (nodes.empty()) return;
-  HwlocTopology topology = load_topology();
+  if (nodes.empty() || nodes_ == nullptr) return;
+  HwlocTopology topology;
+  try {
+    topology = load_topology();
+  } catch (const DeviceError&) {
+    return;
+  }
   hwloc_membind_policy_t policy = HWLOC_MEMBIND_DEFAULT;
   const bool known = hwloc_get_membind(topology.get(), nodes_.get(), &policy,
                                        HWLOC_MEMBIND_THREAD | HWLOC_MEMBIND_BYNODESET) == 0;

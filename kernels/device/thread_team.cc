@@ -16,6 +16,9 @@ TeamScope::TeamScope(int threads, std::span<const CpuPlace> places) : TeamScope(
   if (places.size() != static_cast<size_t>(threads)) {
     throw std::invalid_argument("a thread team needs a place for each thread, or none");
   }
+  for (const CpuPlace& place : places) {
+    if (place.empty()) throw std::invalid_argument("a thread's place needs a CPU");
+  }
   bind(places);
 }
 

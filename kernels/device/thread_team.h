@@ -18,9 +18,9 @@ namespace strata {
 // Makes the calling thread the master of `threads` threads, itself included, until destroyed. The
 // other threads are started here. Also fixes, for this thread, how many threads OpenMP libraries
 // (oneDNN) use, because their bits depend on it: `threads`, or 1 where the team is of our own
-// threads. Throws std::invalid_argument when `threads` is below 1 or there is another number of
-// places, std::logic_error when this thread has a scope already, std::system_error when a thread
-// cannot be started or bound.
+// threads. Throws std::invalid_argument when `threads` is below 1, there is another number
+// of places, or one is empty, std::logic_error when this thread has a scope already,
+// std::system_error when a thread cannot be started or bound.
 class TeamScope {
  public:
   explicit TeamScope(int threads);

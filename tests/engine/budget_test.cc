@@ -154,8 +154,8 @@ TEST_F(BudgetTest, WhatIsWantedAlwaysHasItsEffectOrIsRefused) {
   for (const TierFractions& parts : {TierFractions{0, 1, 0}, TierFractions{0, 0.999, 0.001}}) {
     pinned.optimizer_state.fill(parts);
     EXPECT_EQ(error_of(pinned),
-              "strata.pin_state is \"always\", and no optimizer state is placed on nvme to be "
-              "pinned: set zero_optimization.offload_optimizer.device to \"nvme\", or "
+              "strata.pin_state is \"always\", and no grain of optimizer state is placed on nvme "
+              "to be pinned: set zero_optimization.offload_optimizer.device to \"nvme\", or "
               "strata.pin_state to \"auto\"");
   }
   pinned.pin_state = PinChoice::automatic;
@@ -171,12 +171,15 @@ TEST_F(BudgetTest, WhatIsWantedAlwaysHasItsEffectOrIsRefused) {
       error_of(speculating),
       "strata.speculate is \"always\", and pinning in host memory leaves no sub-group's whole "
       "state on nvme: set strata.pin_state to \"never\", or strata.speculate to \"auto\"");
-  speculating.pin_state = PinChoice::never;
+  // Pinning is not to blame.
   speculating.optimizer_state[1] = {0.1, 0.9, 0};
-  EXPECT_EQ(error_of(speculating),
-            "strata.speculate is \"always\", and no sub-group has all of its optimizer state on "
-            "nvme: set zero_optimization.offload_optimizer.device to \"nvme\", or strata.speculate "
-            "to \"auto\"");
+  for (const PinChoice pin : {PinChoice::automatic, PinChoice::never}) {
+    speculating.pin_state = pin;
+    EXPECT_EQ(error_of(speculating),
+              "strata.speculate is \"always\", and no sub-group has all of its optimizer state on "
+              "nvme: set zero_optimization.offload_optimizer.device to \"nvme\", or "
+              "strata.speculate to \"auto\"");
+  }
 }
 
 // With room for everything nothing is staged, and no file is made.
@@ -196,7 +199,7 @@ TEST_F(BudgetTest, PinsAllOfTheStateWhereItFits) {
 TEST_F(BudgetTest, TakesTheStagingBuffersThatFit) {
   config_.optimizer_state.fill({0, 0, 1});
   config_.staging_buffers = Config::kAutoStagingBuffers;
-  EXPECT_EQ(make(config_).plan().staging_buffers, 4);
+  ASSERT_GT(make(config_).plan().staging_buffers, 3);
   config_.staging_buffers = 3;
   config_.host_memory = needed(config_, Tier::host);
   EXPECT_EQ(make(config_).plan().staging_buffers, 3);
@@ -211,12 +214,12 @@ TEST_F(BudgetTest, TakesTheStagingBuffersThatFit) {
 TEST_F(BudgetTest, TakesNoMoreStagingBuffersThanSubGroups) {
   constexpr int64_t kGrains = 29;
   config_.optimizer_state.fill({0, 0, 1});
-  for (const int sub_groups : {1, 2, 3, 5}) {
+  for (const int sub_groups : {1, 2, 3, 10}) {
     Config config = config_;
     config.sub_group_numel = (kGrains + sub_groups - 1) / sub_groups * kGrainNumel;
     config.staging_buffers = Config::kAutoStagingBuffers;
     EXPECT_EQ(make(config).plan().sub_groups, sub_groups);
-    EXPECT_EQ(make(config).plan().staging_buffers, std::min(sub_groups, 4));
+    EXPECT_EQ(make(config).plan().staging_buffers, std::min(sub_groups, 8));
     config.staging_buffers = 3;
     EXPECT_EQ(make(config).plan().staging_buffers, 3);
   }

@@ -65,6 +65,8 @@ class CpuBindingTest : public testing::Test {
   Variable proc_bind_{"OMP_PROC_BIND"};
   Variable places_{"OMP_PLACES"};
   Variable affinity_{"GOMP_CPU_AFFINITY"};
+  Variable dynamic_{"OMP_DYNAMIC"};
+  Variable limit_{"OMP_THREAD_LIMIT"};
 };
 
 TEST_F(CpuBindingTest, OneRankTakesTheWholeMachine) {
@@ -109,6 +111,16 @@ TEST_F(CpuBindingTest, NothingIsBoundWhereCpusAreTooFew) {
   binding = cpu_binding({}, local(0, 2), three, 4);
   EXPECT_THAT(binding.places, IsEmpty());
   EXPECT_EQ(binding.description, "update threads are not bound: 4 threads are more than 2 CPUs");
+  EXPECT_THAT(binding.memory_nodes, ElementsAre(0, 1)) << "it may run anywhere";
+}
+
+TEST_F(CpuBindingTest, NothingIsBoundWhereTheSystemForbidsIt) {
+  Machine machine = two_nodes();
+  machine.may_bind = false;
+  const CpuBinding binding = cpu_binding({}, {}, machine, 8);
+  EXPECT_THAT(binding.places, IsEmpty());
+  EXPECT_EQ(binding.description,
+            "update threads are not bound: the system does not let threads be bound");
 }
 
 TEST_F(CpuBindingTest, NothingIsBoundWhereAPersonSaysSo) {
@@ -120,7 +132,8 @@ TEST_F(CpuBindingTest, NothingIsBoundWhereAPersonSaysSo) {
   EXPECT_EQ(none.description, "update threads are not bound: strata.cpu_binding is \"none\"");
   for (const auto& [name, value] :
        {std::pair{"OMP_PROC_BIND", "false"}, std::pair{"OMP_PLACES", "cores"},
-        std::pair{"GOMP_CPU_AFFINITY", "0-3"}}) {
+        std::pair{"GOMP_CPU_AFFINITY", "0-3"}, std::pair{"OMP_DYNAMIC", "true"},
+        std::pair{"OMP_THREAD_LIMIT", "4"}}) {
     const Variable variable(name, value);
     const CpuBinding binding = cpu_binding({}, {}, two_nodes(), 8);
     EXPECT_THAT(binding.places, IsEmpty());

@@ -88,7 +88,10 @@ def serve(versions, run):
 
 def strata(args, *arguments):
     command = [args.strata, *map(str, arguments), "--json"]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    ran = subprocess.run(command, capture_output=True, text=True)
+    if ran.returncode != 0:
+        sys.exit(f"{' '.join(map(str, command))} ended with {ran.returncode}: {ran.stderr.strip()}")
+    return json.loads(ran.stdout)
 
 
 def in_turns(args, worker, run_strata):

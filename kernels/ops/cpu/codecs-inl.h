@@ -53,7 +53,7 @@ class Noise {
 
  private:
   static constexpr uint32_t kSpread = 0x9e3779b1;  // 2^32 over the golden ratio, odd
-  static constexpr uint32_t kEven = 0x7feb352d;    // of lowbias32, by Chris Wellons
+  static constexpr uint32_t kEven = 0x7feb352d;    // both odd: one to one, as is all above
   static constexpr uint32_t kOdd = 0x846ca68b;
 
   U32Vec sequence_;

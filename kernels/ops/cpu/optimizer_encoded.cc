@@ -125,7 +125,7 @@ HWY_INLINE void update_block(const Rule& rule, F32Vec grad_scale, const Grad& gr
     StateVector odd = {p.odd, m.odd, v.odd};
     rule(hn::Mul(g.even, grad_scale), even);
     rule(hn::Mul(g.odd, grad_scale), odd);
-    make_one_nan(even, odd);
+    make_one_nan<Rule>(even, odd);
     U32Pair bits = {hn::Zero(U32()), hn::Zero(U32())};
     if constexpr (ExpAvg::kRounds || ExpAvgSq::kRounds) bits = noise.next();
     exp_avg.store({even.exp_avg, odd.exp_avg}, bits, i);

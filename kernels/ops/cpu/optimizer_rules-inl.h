@@ -31,19 +31,33 @@ struct StateVector {
   F32Vec exp_avg_sq;
 };
 
-// Nearly always there is no NaN, and one test finds that out: whatever is NaN in a moment makes the
-// master NaN in the same step.
-HWY_INLINE void make_one_nan(StateVector& x) {
+// NaN where something of x is. With a second moment the master divides by it, and is NaN wherever a
+// moment is; without one the master goes by the signs of an average that may be finite where the
+// stored one is not.
+template <class Rule>
+HWY_INLINE F32Vec nan_witness(const StateVector& x) {
+  if constexpr (Rule::kMoments.exp_avg_sq) return x.master;
+  return hn::Add(x.master, x.exp_avg);
+}
+
+HWY_INLINE void replace_nan(StateVector& x) {
   const F32 d;
-  if (HWY_LIKELY(hn::AllFalse(d, hn::IsNaN(x.master)))) return;
   x = {one_nan(d, x.master), one_nan(d, x.exp_avg), one_nan(d, x.exp_avg_sq)};
 }
-// Of two at once. It may err where infinities of both signs meet, and then costs time only.
+
+// Nearly always there is no NaN, and one test finds that out for all vectors. It may err the other
+// way, where infinities of both signs meet, and then costs time only.
+template <class Rule>
+HWY_INLINE void make_one_nan(StateVector& x) {
+  if (HWY_LIKELY(hn::AllFalse(F32(), hn::IsNaN(nan_witness<Rule>(x))))) return;
+  replace_nan(x);
+}
+template <class Rule>
 HWY_INLINE void make_one_nan(StateVector& x, StateVector& y) {
-  const F32 d;
-  if (HWY_LIKELY(hn::AllFalse(d, hn::IsNaN(hn::Add(x.master, y.master))))) return;
-  make_one_nan(x);
-  make_one_nan(y);
+  const F32Vec witness = hn::Add(nan_witness<Rule>(x), nan_witness<Rule>(y));
+  if (HWY_LIKELY(hn::AllFalse(F32(), hn::IsNaN(witness)))) return;
+  replace_nan(x);
+  replace_nan(y);
 }
 
 HWY_INLINE F32Vec factor(float value) { return hn::Set(F32(), value); }

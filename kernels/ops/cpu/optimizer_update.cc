@@ -61,7 +61,7 @@ HWY_INLINE void update_vector(const Rule& rule, F32Vec grad_scale,
   if constexpr (Rule::kMoments.exp_avg_sq) x.exp_avg_sq = hn::LoadU(d, at.exp_avg_sq + i);
 
   rule(hn::Mul(load<Grad>(d, at.grad + i), grad_scale), x);
-  make_one_nan(x);
+  make_one_nan<Rule>(x);
 
   if constexpr (Rule::kMoments.exp_avg) hn::StoreU(x.exp_avg, d, at.exp_avg + i);
   if constexpr (Rule::kMoments.exp_avg_sq) hn::StoreU(x.exp_avg_sq, d, at.exp_avg_sq + i);

@@ -38,8 +38,8 @@ PipelineRig::PipelineRig(const PipelineRigSetting& setting, Pump* pump, TrafficS
       copy_(device_->create_queue({"copy", 1})),
       param_in_(device_->create_queue({"parameters in", 1})),
       param_out_(device_->create_queue({"parameters out", 1})),
-      host_update_(
-          make_host_queue({"host update", setting.update_threads}, setting.update_delay, traffic)),
+      host_update_(make_host_queue({"host update", setting.update_threads},
+                                   {.delay_seed = setting.update_delay_seed}, traffic)),
       tiers_(*device_, plan_of(setting)),
       transfer_(tiers_.claim(kTransfer)) {
   ShardFiles shards;

@@ -27,7 +27,7 @@ struct PipelineRigSetting {
   std::string path;             // directory of the files
   int update_threads = 1;       // of updates on the host
   HostDeviceOptions device;
-  HostDeviceOptions update_delay;  // of the queue on which updates on the host run
+  uint64_t update_delay_seed = 0;  // of updates on the host, as HostDeviceOptions::delay_seed
 };
 
 // Driven by one thread.
@@ -45,7 +45,7 @@ class PipelineRig {
   OptimizerPipeline& pipeline() { return *pipeline_; }
   SlotStore& store() const { return *state_->store(); }  // of state on nvme
   Queue& host_update() { return *host_update_; }
-  // Pinned memory for read() and write() of state; with two slots commits need it as well.
+  // Pinned memory for read() and write() of state; with two slots a commit overwrites its start.
   const Arena& transfer() const { return transfer_; }
 
  private:

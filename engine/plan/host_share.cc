@@ -40,7 +40,7 @@ HostShare choose_pinned(HostShare share, int64_t grains, const TryHostShare& hol
     const int64_t middle = most + (too_many - most) / 2;
     (fits(middle) ? most : too_many) = middle;
   }
-  fits(most);
+  share.pinned_until = most;
   return share;
 }
 

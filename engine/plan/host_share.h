@@ -17,12 +17,11 @@ struct HostShare {
 // Plans with a share; returns whether the host budget holds that.
 using TryHostShare = std::function<bool(const HostShare&)>;
 
-// As many staging buffers as are asked for; with auto as many as help, and fit. The share tried
-// last is the one that was chosen.
+// As many staging buffers as are asked for; with auto as many as help, and fit.
 HostShare choose_staging(const Config& config, const TryHostShare& holds);
 
 // With the buffers of `share`, the most grains of the state on nvme that the host budget holds,
-// every kind's alike. The shard space has `grains`. Likewise.
+// every kind's alike. The shard space has `grains`.
 HostShare choose_pinned(HostShare share, int64_t grains, const TryHostShare& holds);
 
 }  // namespace strata::engine

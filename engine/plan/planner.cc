@@ -159,6 +159,7 @@ class Planner {
     budget(Tier::nvme) = input_.machine.disk_bytes;
   }
 
+  // Plans with it.
   bool host_holds(const HostShare& share) {
     host_ = share;
     place_state();
@@ -171,10 +172,11 @@ class Planner {
     const Config& config = input_.config;
     const TryHostShare holds = [this](const HostShare& share) { return host_holds(share); };
     const HostShare share = choose_staging(config, holds);
+    host_holds(share);
     const offload::TrainingStateSpec placed = plan_.state;
     check_pinning(config, placed);
     if (config.pin_state != PinChoice::never && config.host_memory > 0) {
-      choose_pinned(share, plan_.layout.trainable_grains(), holds);
+      host_holds(choose_pinned(share, plan_.layout.trainable_grains(), holds));
     }
     check_speculation(config, placed, plan_.state);
   }

@@ -61,7 +61,7 @@ ToyRig::ToyRig(const TierSetup& setup, const ToyOptions& options, UpdateFn updat
   setting.path = directory_.path();
   setting.update_threads = 2;
   setting.device.delay_seed = options.seed;
-  setting.update_delay.delay_seed = options.seed + 1;
+  setting.update_delay_seed = options.seed + 1;
   if (setting.spec.uses_nvme())
     pump_ = make_pump(reads_, options.faults ? &*options.faults : nullptr);
   order_.resize(setting.spec.sub_groups.size());

@@ -47,7 +47,7 @@ class Noise {
   HWY_INLINE U32Pair next() {
     const U32 d;
     const U32Vec x = hn::Xor(sequence_, hn::ShiftRight<16>(sequence_));
-    sequence_ = hn::Add(sequence_, hn::Set(d, kLanes * kSpread));
+    sequence_ = hn::Add(sequence_, hn::Set(d, static_cast<uint32_t>(kLanes) * kSpread));
     return {hn::Mul(x, hn::Set(d, kEven)), hn::Mul(x, hn::Set(d, kOdd))};
   }
 

@@ -6,8 +6,8 @@ namespace {
 // Bandwidths alone would ask for 3, whatever they are: with T the time of the slowest stage, a
 // sub-group starts every T, and since reads and writes share the disk, reading, updating and
 // writing one take at most T each. But disks answer late now and then, and a small sub-group leaves
-// the disk idle while it waits for its last request: with 4 buffers `strata bench pipeline` reached
-// 0.76 of the disk with split16 and int8, and with 8 0.96 (docs/performance.md).
+// the disk idle while it waits for its last request: with split16 and int8 `strata bench pipeline`
+// reached 0.76 of the disk with 4 buffers and 0.81 with 8 beside other work, and 0.96 with 8 alone.
 //
 // More of them would only hold state that is read ahead under forward and backward. The same memory
 // does more as pinned state, which is neither read nor written: auto leaves it to that.

@@ -49,7 +49,7 @@ class Walk {
     }
     if (failed_ == nullptr && op == Op::write) flush();
     if (failed_ != nullptr) failed_->throw_if_failed();
-    pass.seconds = static_cast<double>(now_ns() - begin_ns) * 1e-9;
+    pass.seconds = seconds_since(begin_ns);
     return pass;
   }
 

@@ -19,8 +19,6 @@
 namespace strata::tools {
 namespace {
 
-double seconds_since(int64_t begin_ns) { return static_cast<double>(now_ns() - begin_ns) * 1e-9; }
-
 double timed_run(const Entrant& entrant) {
   if (entrant.prepare) entrant.prepare();
   const int64_t begin_ns = now_ns();

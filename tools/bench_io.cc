@@ -122,7 +122,7 @@ class EngineLoop {
           start(static_cast<size_t>(done_[i] - requests_.data()), walk.next(), block_bytes);
       }
     }
-    result.seconds = static_cast<double>(now_ns() - begin_ns) * 1e-9;
+    result.seconds = seconds_since(begin_ns);
     return result;
   }
 
@@ -180,8 +180,7 @@ void take_turns(std::vector<Mover>& movers, const Setting& setting, const IoLoad
   const int64_t begin_ns = now_ns();
   const auto go_on = [&](int64_t round) {
     if (setting.rounds > 0) return round < setting.rounds;
-    return round < kFewestRounds ||
-           static_cast<double>(now_ns() - begin_ns) * 1e-9 < setting.seconds;
+    return round < kFewestRounds || seconds_since(begin_ns) < setting.seconds;
   };
   for (int64_t round = 0; go_on(round); ++round) {
     std::string line =

@@ -96,7 +96,7 @@ IoResult LiburingLoop::run(const IoLoad& load, double seconds) {
       ++in_flight;
     }
   }
-  result.seconds = static_cast<double>(now_ns() - begin_ns) * 1e-9;
+  result.seconds = seconds_since(begin_ns);
   return result;
 }
 

@@ -199,8 +199,7 @@ class PipelineBench {
   bool goes_on(int64_t steps, int64_t begin_ns) const {
     if (options_.steps > 0) return steps < options_.steps;
     if (options_.smoke) return steps < 2;
-    const double elapsed = static_cast<double>(now_ns() - begin_ns) * 1e-9;
-    return steps < kFewestSteps || elapsed < options_.seconds;
+    return steps < kFewestSteps || seconds_since(begin_ns) < options_.seconds;
   }
 
   void run_step(Entry& entry, int64_t step) {

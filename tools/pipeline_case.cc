@@ -188,7 +188,7 @@ double PipelineCase::run_step(int64_t step) {
   rig_.pipeline().read_ahead(order_);
   for (const int32_t sub_group : order_) rig_.pipeline().submit(sub_group);
   rig_.pipeline().settle();
-  return static_cast<double>(now_ns() - begin_ns) * 1e-9;
+  return seconds_since(begin_ns);
 }
 
 LinkBytes PipelineCase::planned() const {

@@ -24,8 +24,6 @@ uint64_t first_bytes(const offload::TrainingStateSpec& spec, StateKind kind) {
   return spec.padded_bytes(kind, spec.sub_groups.front().grains.grains());
 }
 
-double seconds_since(int64_t begin_ns) { return static_cast<double>(now_ns() - begin_ns) * 1e-9; }
-
 }  // namespace
 
 LaneLayout::LaneLayout(const offload::TrainingStateSpec& spec)

@@ -159,24 +159,25 @@ class Planner {
     budget(Tier::nvme) = input_.machine.disk_bytes;
   }
 
-  // Plans with it.
-  bool host_holds(const HostShare& share) {
+  void take(const HostShare& share) {
     host_ = share;
     place_state();
     reserve();
-    return needed(Tier::host) <= budget(Tier::host);
   }
 
   // Staging buffers that help go before state that stays.
   void fill_host() {
     const Config& config = input_.config;
-    const TryHostShare holds = [this](const HostShare& share) { return host_holds(share); };
+    const TryHostShare holds = [this](const HostShare& share) {
+      take(share);
+      return needed(Tier::host) <= budget(Tier::host);
+    };
     const HostShare share = choose_staging(config, holds);
-    host_holds(share);
+    take(share);
     const offload::TrainingStateSpec placed = plan_.state;
     check_pinning(config, placed);
     if (config.pin_state != PinChoice::never && config.host_memory > 0) {
-      host_holds(choose_pinned(share, plan_.layout.trainable_grains(), holds));
+      take(choose_pinned(share, plan_.layout.trainable_grains(), holds));
     }
     check_speculation(config, placed, plan_.state);
   }

@@ -45,7 +45,7 @@ class HostDevice final : public Device {
     if (bytes == 0) return {};
     meter_.reserve(bytes);
     try {
-      return MemoryBlock(map_resident(bytes, spread_), bytes, this, &release);
+      return MemoryBlock(map_resident(bytes, &spread_), bytes, this, &release);
     } catch (...) {
       meter_.release(bytes);
       throw;
@@ -55,7 +55,7 @@ class HostDevice final : public Device {
   // The host device copies from and to any memory at full speed.
   MemoryBlock allocate_pinned(size_t bytes) override {
     if (bytes == 0) return {};
-    return MemoryBlock(map_resident(bytes, spread_), bytes, nullptr, &release);
+    return MemoryBlock(map_resident(bytes, &spread_), bytes, nullptr, &release);
   }
 
   size_t cap_bytes() const override { return meter_.cap_bytes(); }

@@ -8,6 +8,7 @@
 #include <limits>
 #include <string>
 
+#include "kernels/device/page_spread.h"
 #include "strata/error.h"
 
 namespace strata {
@@ -60,11 +61,11 @@ void populate(std::byte* data, size_t bytes) {
 
 }  // namespace
 
-void* map_resident(size_t bytes, const PageSpread& spread) {
+void* map_resident(size_t bytes, const PageSpread* spread) {
   if (bytes > kMaxBytes) throw_no_memory(bytes, ENOMEM);
   const size_t length = mapped_bytes(bytes);
   std::byte* data = length < kHugePageBytes ? map(length) : map_huge_aligned(length);
-  spread.apply(data, length);
+  if (spread != nullptr) spread->apply(data, length);
   populate(data, length);
   return data;
 }

@@ -18,7 +18,7 @@ class PageSpread {
  public:
   // Over these nodes; with one, all pages come from there while it has any. Without nodes, and
   // where the process was started with a policy of its own (numactl), the kernel chooses.
-  explicit PageSpread(const std::vector<int>& nodes = {});
+  explicit PageSpread(const std::vector<int>& nodes);
 
   // For pages that nothing has touched yet. Only a hint: where the kernel refuses it, it chooses.
   void apply(void* data, size_t bytes) const;

@@ -4,18 +4,17 @@
 
 #include <gmock/gmock.h>
 
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <map>
 #include <numeric>
-#include <optional>
 #include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "tests/engine/tiny_run.h"
+#include "tests/environment_variable.h"
 
 namespace strata::engine {
 namespace {
@@ -23,29 +22,6 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
-
-// Unset, or set to a value, until destroyed.
-class Variable {
- public:
-  explicit Variable(const char* name, const char* value = nullptr) : name_(name) {
-    if (const char* const before = std::getenv(name)) before_ = before;
-    set(value);
-  }
-  ~Variable() { set(before_ ? before_->c_str() : nullptr); }
-  Variable(const Variable&) = delete;
-  Variable& operator=(const Variable&) = delete;
-
- private:
-  void set(const char* value) {
-    if (value != nullptr) {
-      setenv(name_, value, 1);
-    } else {
-      unsetenv(name_);
-    }
-  }
-  const char* const name_;
-  std::optional<std::string> before_;
-};
 
 Machine two_nodes() {
   std::vector<int> all(16);
@@ -62,11 +38,11 @@ World local(int rank, int size) {
 
 class CpuBindingTest : public testing::Test {
  protected:
-  Variable proc_bind_{"OMP_PROC_BIND"};
-  Variable places_{"OMP_PLACES"};
-  Variable affinity_{"GOMP_CPU_AFFINITY"};
-  Variable dynamic_{"OMP_DYNAMIC"};
-  Variable limit_{"OMP_THREAD_LIMIT"};
+  EnvironmentVariable proc_bind_{"OMP_PROC_BIND"};
+  EnvironmentVariable places_{"OMP_PLACES"};
+  EnvironmentVariable affinity_{"GOMP_CPU_AFFINITY"};
+  EnvironmentVariable dynamic_{"OMP_DYNAMIC"};
+  EnvironmentVariable limit_{"OMP_THREAD_LIMIT"};
 };
 
 TEST_F(CpuBindingTest, OneRankTakesTheWholeMachine) {
@@ -134,7 +110,7 @@ TEST_F(CpuBindingTest, NothingIsBoundWhereAPersonSaysSo) {
        {std::pair{"OMP_PROC_BIND", "false"}, std::pair{"OMP_PLACES", "cores"},
         std::pair{"GOMP_CPU_AFFINITY", "0-3"}, std::pair{"OMP_DYNAMIC", "true"},
         std::pair{"OMP_THREAD_LIMIT", "4"}}) {
-    const Variable variable(name, value);
+    const EnvironmentVariable variable(name, value);
     const CpuBinding binding = cpu_binding({}, {}, two_nodes(), 8);
     EXPECT_THAT(binding.places, IsEmpty());
     EXPECT_THAT(binding.description, HasSubstr(std::string(name) + " is set"));

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <random>
 #include <utility>
@@ -92,6 +93,22 @@ std::vector<float> ToyRig::read(StateKind kind) {
   }
   const auto* values = rig_->transfer().as<float>();
   return {values, values + kGrains * kGrainNumel};
+}
+
+void ToyRig::expect_state(int updates) {
+  const auto master = read(StateKind::master);
+  const auto exp_avg = read(StateKind::exp_avg);
+  const auto exp_avg_sq = read(StateKind::exp_avg_sq);
+  const auto param = read(StateKind::param);
+  for (size_t i = 0; i < master.size(); ++i) {
+    const auto x = static_cast<float>(i);
+    float expected = 2000 + x;
+    for (int update = 0; update < updates; ++update) expected += 1000 + x;
+    ASSERT_EQ(master[i], expected) << i;
+    ASSERT_EQ(exp_avg[i], 3000 + x + 2 * static_cast<float>(updates)) << i;
+    ASSERT_EQ(exp_avg_sq[i], std::ldexp(4000 + x, updates)) << i;
+    ASSERT_EQ(param[i], expected) << i;
+  }
 }
 
 void ToyRig::start_step() {

@@ -84,6 +84,8 @@ class ToyRig {
   // Element i of `kind` becomes i + 1000 * kind.
   void fill();
   std::vector<float> read(StateKind kind);
+  // Every element is as filled and then updated so many times.
+  void expect_state(int updates);
   OptimizerPipeline& pipeline() { return rig_->pipeline(); }
   Queue& gradients() { return *gradients_; }
   int updates() const { return updates_; }                      // begun

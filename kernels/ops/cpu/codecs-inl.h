@@ -85,6 +85,10 @@ struct Split16 {
   }
 };
 
+HWY_INLINE F32Pair decode_bf16(const uint16_t* from) {
+  return values(upper_of_words(load_words(from)));
+}
+
 // bf16 of an x without a payload in its NaN, rounded half away from zero, and by noise.
 HWY_INLINE void encode_bf16(F32Pair x, uint16_t* to) {
   const U32Vec half = hn::Set(U32(), 0x8000);
@@ -105,13 +109,13 @@ struct Int8Format {
       static_cast<float>(((uint64_t{2} << kMantissa) - 1) << kMaxExponent);
 
   static HWY_INLINE F32Pair decode(const uint8_t* codes, F32Vec scale) {
-    const U32Pair code = lower_of_words(load_bytes(codes));
+    const U32Pair code = lower_of_words(load_words(codes));
     return {decode(code.even, scale), decode(code.odd, scale)};
   }
 
   // `inverse`: units in one.
   static HWY_INLINE void encode(F32Pair x, F32Vec inverse, U32Pair noise, uint8_t* to) {
-    store_bytes(
+    store_words(
         words_of_lower({encode(x.even, inverse, noise.even), encode(x.odd, inverse, noise.odd)}),
         to);
   }
@@ -211,7 +215,7 @@ class Bf16Moment {
   Bf16Moment(std::byte* stored, int64_t block)
       : at_(reinterpret_cast<uint16_t*>(stored + plain_at(block, sizeof(uint16_t)))) {}
   HWY_INLINE void prefetch(int64_t i) const { hwy::Prefetch(at_ + i); }
-  HWY_INLINE F32Pair load(int64_t i) const { return values(upper_of_words(load_words(at_ + i))); }
+  HWY_INLINE F32Pair load(int64_t i) const { return decode_bf16(at_ + i); }
   HWY_INLINE void store(F32Pair x, U32Pair noise, int64_t i) {
     encode_bf16(x, noise_of<kKind>(noise), at_ + i);
   }

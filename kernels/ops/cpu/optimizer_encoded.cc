@@ -75,7 +75,7 @@ class Bf16Grad {
  public:
   Bf16Grad(const EncodedSpans& spans, int64_t block)
       : at_(static_cast<const uint16_t*>(spans.grad) + block * kCodecBlockNumel) {}
-  HWY_INLINE F32Pair load(int64_t i) const { return values(upper_of_words(load_words(at_ + i))); }
+  HWY_INLINE F32Pair load(int64_t i) const { return decode_bf16(at_ + i); }
   HWY_INLINE void prefetch(int64_t i) const { hwy::Prefetch(at_ + i); }
 
  private:

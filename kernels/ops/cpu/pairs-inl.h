@@ -39,24 +39,17 @@ HWY_INLINE void store_pair(F32Pair x, float* to) {
   hn::StoreInterleaved2(x.even, x.odd, F32(), to);
 }
 
-// Words of two 16-bit elements, the even one in the lower half.
+// Words of two elements of 8 or 16 bits, the even one in the lower half.
 #if HWY_TARGET == HWY_SCALAR
-HWY_INLINE U32Vec load_words(const uint16_t* from) {
+template <typename T>
+HWY_INLINE U32Vec load_words(const T* from) {
   return hn::Set(U32(), from[0] | uint32_t{from[1]} << 16);
 }
-HWY_INLINE void store_words(U32Vec words, uint16_t* to) {
+template <typename T>
+HWY_INLINE void store_words(U32Vec words, T* to) {
   const uint32_t word = hn::GetLane(words);
-  to[0] = static_cast<uint16_t>(word);
-  to[1] = static_cast<uint16_t>(word >> 16);
-}
-// Words of two bytes, likewise, zeros above each.
-HWY_INLINE U32Vec load_bytes(const uint8_t* from) {
-  return hn::Set(U32(), from[0] | uint32_t{from[1]} << 16);
-}
-HWY_INLINE void store_bytes(U32Vec words, uint8_t* to) {
-  const uint32_t word = hn::GetLane(words);
-  to[0] = static_cast<uint8_t>(word);
-  to[1] = static_cast<uint8_t>(word >> 16);
+  to[0] = static_cast<T>(word);
+  to[1] = static_cast<T>(word >> 16);
 }
 #else
 using U16 = hn::Repartition<uint16_t, F32>;
@@ -64,14 +57,13 @@ using U8 = hn::Rebind<uint8_t, U16>;
 HWY_INLINE U32Vec load_words(const uint16_t* from) {
   return hn::BitCast(U32(), hn::LoadU(U16(), from));
 }
+HWY_INLINE U32Vec load_words(const uint8_t* from) {
+  return hn::BitCast(U32(), hn::PromoteTo(U16(), hn::LoadU(U8(), from)));
+}
 HWY_INLINE void store_words(U32Vec words, uint16_t* to) {
   hn::StoreU(hn::BitCast(U16(), words), U16(), to);
 }
-// Words of two bytes, likewise, zeros above each.
-HWY_INLINE U32Vec load_bytes(const uint8_t* from) {
-  return hn::BitCast(U32(), hn::PromoteTo(U16(), hn::LoadU(U8(), from)));
-}
-HWY_INLINE void store_bytes(U32Vec words, uint8_t* to) {
+HWY_INLINE void store_words(U32Vec words, uint8_t* to) {
   hn::StoreU(hn::TruncateTo(U8(), hn::BitCast(U16(), words)), U8(), to);
 }
 #endif

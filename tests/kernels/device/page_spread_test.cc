@@ -65,7 +65,8 @@ TEST_P(PageSpreadTest, MemoryIsOfTheNodesThatAreNamed) {
 
 TEST_P(PageSpreadTest, WithoutNodesTheKernelChooses) {
   if (!takes_hints()) GTEST_SKIP() << "the kernel takes no hints here";
-  void* const data = map_resident(GetParam());
+  const PageSpread none({});
+  void* const data = map_resident(GetParam(), &none);
   EXPECT_TRUE(is_the_kernels(policy_of(data, GetParam())));
   unmap_resident(data, GetParam());
 }
@@ -79,7 +80,8 @@ TEST_P(PageSpreadTest, APolicyFromOutsideStays) {
   if (hwloc_set_membind(topology.get(), node.get(), HWLOC_MEMBIND_BIND, flags) != 0) {
     GTEST_SKIP() << "the kernel takes no hints here";
   }
-  void* const data = map_resident(GetParam(), PageSpread({0}));
+  const PageSpread spread({0});
+  void* const data = map_resident(GetParam(), &spread);
   EXPECT_TRUE(is_the_kernels(policy_of(data, GetParam())));
   unmap_resident(data, GetParam());
   hwloc_set_membind(topology.get(), node.get(), HWLOC_MEMBIND_DEFAULT, flags);

@@ -2,10 +2,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cstdlib>
+#include <optional>
 #include <string>
+#include <utility>
 
 #include "strata/error.h"
+#include "tests/environment_variable.h"
 #include "tests/kernels/ops/optimizer_testing.h"
 
 namespace strata::ops {
@@ -18,18 +20,16 @@ using ::testing::HasSubstr;
 // Sets STRATA_FORCE_ISA until destroyed.
 class IsaInEnvironment {
  public:
-  explicit IsaInEnvironment(const std::string& value) {
-    if (const char* old = std::getenv(kName)) old_ = old;
-    setenv(kName, value.c_str(), 1);
-  }
+  explicit IsaInEnvironment(const std::string& value)
+      : variable_(std::in_place, kName, value.c_str()) {}
   ~IsaInEnvironment() {
-    old_.empty() ? unsetenv(kName) : setenv(kName, old_.c_str(), 1);
+    variable_.reset();
     force_isa({});
   }
 
  private:
   static constexpr const char* kName = "STRATA_FORCE_ISA";
-  std::string old_;
+  std::optional<EnvironmentVariable> variable_;
 };
 
 TEST(OptimizerIsa, ScalarIsEverywhere) { EXPECT_THAT(available_isas(), Contains("scalar")); }

@@ -30,12 +30,11 @@ std::string Engine::digest() {
 }
 
 std::vector<float> Engine::read_parameter(std::string_view name, StateKind kind) {
-  return runtime_->together(
-      [&] { return runtime_->state().read(runtime_->plan().layout.find(name), kind); });
+  return runtime_->together([&] { return runtime_->read_parameter(name, kind); });
 }
 
 void Engine::write_parameter(std::string_view name, std::span<const float> values) {
-  runtime_->together([&] { runtime_->state().write(runtime_->plan().layout.find(name), values); });
+  runtime_->together([&] { runtime_->write_parameter(name, values); });
 }
 
 int64_t Engine::step() const { return runtime_->step(); }

@@ -8,7 +8,7 @@
 namespace strata::offload {
 
 bool can_speculate(const TrainingStateSpec& spec, const SubGroup& group) {
-  return spec.codec(StateKind::master) == Codec::fp32 &&
+  return spec.codec(StateKind::master) == Codec::fp32 && group.grad_tier != Tier::nvme &&
          std::all_of(group.state_tier.begin(), group.state_tier.end(),
                      [](Tier tier) { return tier == Tier::nvme; });
 }

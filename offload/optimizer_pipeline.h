@@ -47,7 +47,8 @@ struct UpdateSpans {
 };
 
 // Whether a sub-group's update can be taken back: its state is on nvme alone, so that nothing but a
-// slot that does not count is written, and parameters that can be restored from whole masters.
+// slot that does not count is written, and parameters that can be restored from whole masters. Its
+// gradients are in memory, so that they can be read as soon as they have landed.
 bool can_speculate(const TrainingStateSpec& spec, const SubGroup& group);
 
 // Enqueues the update of `spans` on `queue`, a host queue or a queue of the device, and returns.

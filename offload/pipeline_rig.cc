@@ -62,10 +62,10 @@ void PipelineRig::make_files(const PipelineRigSetting& setting, Pump& pump, Shar
   if (spec.slots > 1) files.journal = scratch(SlotStore::journal_bytes(layout));
   store_.emplace(std::move(layout), std::move(files), pump,
                  std::span<std::byte>(transfer_.data(), transfer_.bytes()));
-  const uint64_t param_bytes = shard_file_bytes(spec, StateKind::param);
-  if (param_bytes > 0) shards.param = scratch(param_bytes);
-  const uint64_t grad_bytes = shard_file_bytes(spec, StateKind::grad);
-  if (grad_bytes > 0) shards.grad = scratch(grad_bytes);
+  for (StateKind kind : kFileKinds) {
+    const uint64_t bytes = shard_file_bytes(spec, kind);
+    if (bytes > 0) shards[static_cast<size_t>(kind)] = scratch(bytes);
+  }
 }
 
 }  // namespace strata::offload

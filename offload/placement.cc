@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace strata::offload {
 
@@ -22,14 +23,52 @@ Placement Placement::pinned_until(int64_t grain) const {
   return pinned;
 }
 
+Placement Placement::with_whole(std::vector<WholeRun> runs) const {
+  Placement placement = *this;
+  placement.whole_ = std::move(runs);
+  return placement;
+}
+
 GrainRange Placement::range(Tier tier) const {
   const auto i = static_cast<size_t>(tier);
   return {i == 0 ? 0 : end_[i - 1], end_[i]};
 }
 
-Tier Placement::tier_of(int64_t grain) const {
+Tier Placement::fraction_of(int64_t grain) const {
   if (grain < end_[0]) return Tier::device;
   return grain < end_[1] ? Tier::host : Tier::nvme;
+}
+
+Tier Placement::tier_of(int64_t grain) const {
+  return whole_at(grain) != nullptr ? Tier::device : fraction_of(grain);
+}
+
+std::vector<int64_t> Placement::cuts() const {
+  std::vector<int64_t> cuts = {end_[0], end_[1]};
+  for (const WholeRun& run : whole_) {
+    cuts.push_back(run.grains.begin);
+    cuts.push_back(run.grains.end);
+  }
+  return cuts;
+}
+
+const WholeRun* Placement::whole_at(int64_t grain) const {
+  const auto after =
+      std::upper_bound(whole_.begin(), whole_.end(), grain,
+                       [](int64_t g, const WholeRun& run) { return g < run.grains.end; });
+  return after != whole_.end() && after->grains.begin <= grain ? &*after : nullptr;
+}
+
+int64_t Placement::outside_whole(GrainRange grains) const {
+  int64_t count = grains.grains();
+  for (const WholeRun& run : whole_) count -= intersect(run.grains, grains).grains();
+  return count;
+}
+
+int64_t Placement::array_grains(Tier tier) const { return outside_whole(range(tier)); }
+
+int64_t Placement::array_index(int64_t grain) const {
+  return outside_whole({range(fraction_of(grain)).begin, grain});
 }
 
 std::vector<SubGroup> cut_sub_groups(int64_t sub_group_grains, const Placements& placements) {

@@ -12,7 +12,14 @@
 
 namespace strata::offload {
 
-// Three runs of grains, in shard order: the device's, the host's, nvme's. Any may be empty.
+// Grains that lie in the device's buffer of whole units, where their unit's parameters are.
+struct WholeRun {
+  GrainRange grains;
+  uint64_t offset_bytes = 0;  // of the first of them, from the start of that buffer
+};
+
+// Three runs of grains, in shard order: the device's, the host's, nvme's. Any may be empty. Each
+// tier has an array of the grains of its run, but for those that lie in whole units.
 class Placement {
  public:
   Placement() = default;
@@ -21,15 +28,27 @@ class Placement {
 
   // The same with nvme's part starting no earlier than at `grain`: the host takes what lies before.
   Placement pinned_until(int64_t grain) const;
+  // The same but for these runs, in shard order.
+  Placement with_whole(std::vector<WholeRun> runs) const;
 
   int64_t grains() const { return end_[2]; }
   GrainRange range(Tier tier) const;
   Tier tier_of(int64_t grain) const;
   // Inner boundaries, for cutting sub-groups.
-  std::array<int64_t, 2> cuts() const { return {end_[0], end_[1]}; }
+  std::vector<int64_t> cuts() const;
+
+  // Null for a grain in its tier's array.
+  const WholeRun* whole_at(int64_t grain) const;
+  // Grains in a tier's array; and the place there of one that is not in a whole unit.
+  int64_t array_grains(Tier tier) const;
+  int64_t array_index(int64_t grain) const;
 
  private:
+  Tier fraction_of(int64_t grain) const;
+  int64_t outside_whole(GrainRange grains) const;
+
   std::array<int64_t, kTierCount> end_ = {};  // end of each tier's run
+  std::vector<WholeRun> whole_;
 };
 
 // A contiguous run of grains that the optimizer updates at a time, in which every state kind lies

@@ -9,9 +9,10 @@
 namespace strata::offload {
 namespace {
 
-constexpr std::array<StateKind, 5> kShardKinds = {StateKind::param, StateKind::grad,
-                                                  StateKind::master, StateKind::exp_avg,
-                                                  StateKind::exp_avg_sq};
+constexpr std::array<StateKind, 6> kShardKinds = {StateKind::param,   StateKind::frozen,
+                                                  StateKind::grad,    StateKind::master,
+                                                  StateKind::exp_avg, StateKind::exp_avg_sq};
+constexpr const char* kWholeUnits = "whole units";
 
 std::string arena_name(StateKind kind, Tier tier) {
   return fmt::format("{} on {}", name(kind), name(tier));
@@ -46,9 +47,9 @@ LinkBytes param_traffic(const TrainingStateSpec& spec, const SubGroup& group) {
   return traffic;
 }
 
-bool is_shard(StateKind kind) { return kind == StateKind::param || kind == StateKind::grad; }
-
-std::string file_name(StateKind kind) { return fmt::format("{} file", name(kind)); }
+bool has_file(StateKind kind) {
+  return std::find(kFileKinds.begin(), kFileKinds.end(), kind) != kFileKinds.end();
+}
 
 }  // namespace
 
@@ -56,6 +57,8 @@ const Placement& TrainingStateSpec::placement(StateKind kind) const {
   switch (kind) {
     case StateKind::param:
       return param;
+    case StateKind::frozen:
+      return frozen;
     case StateKind::grad:
       return grad;
     case StateKind::master:
@@ -74,6 +77,7 @@ Codec TrainingStateSpec::codec(StateKind optimizer_kind) const {
 int64_t TrainingStateSpec::grain_bytes(StateKind kind) const {
   switch (kind) {
     case StateKind::param:
+    case StateKind::frozen:
       return kGrainNumel * static_cast<int64_t>(size_bytes(param_dtype));
     case StateKind::grad:
       return kGrainNumel * static_cast<int64_t>(size_bytes(grad_dtype));
@@ -140,23 +144,28 @@ std::vector<Reservation> reservations_for(const TrainingStateSpec& spec) {
   for (StateKind kind : kShardKinds) {
     for (Tier tier : {Tier::device, Tier::host}) {
       const auto bytes =
-          static_cast<uint64_t>(spec.placement(kind).range(tier).grains() * spec.grain_bytes(kind));
+          static_cast<uint64_t>(spec.placement(kind).array_grains(tier) * spec.grain_bytes(kind));
       if (bytes > 0) reservations.push_back({tier, kind, arena_name(kind, tier), bytes});
     }
+  }
+  if (spec.whole_bytes > 0) {
+    reservations.push_back({Tier::device, StateKind::param, kWholeUnits, spec.whole_bytes});
   }
   if (spec.uses_nvme()) {
     reservations.push_back(
         {Tier::nvme, StateKind::master, "state file", spec.slot_layout().file_bytes()});
   }
-  for (StateKind kind : {StateKind::param, StateKind::grad}) {
+  for (StateKind kind : kFileKinds) {
     const uint64_t bytes = shard_file_bytes(spec, kind);
-    if (bytes > 0) reservations.push_back({Tier::nvme, kind, file_name(kind), bytes});
+    if (bytes > 0) reservations.push_back({Tier::nvme, kind, shard_file_name(kind), bytes});
   }
   return reservations;
 }
 
+std::string shard_file_name(StateKind kind) { return fmt::format("{} file", name(kind)); }
+
 uint64_t shard_file_bytes(const TrainingStateSpec& spec, StateKind kind) {
-  return static_cast<uint64_t>(spec.placement(kind).range(Tier::nvme).grains() *
+  return static_cast<uint64_t>(spec.placement(kind).array_grains(Tier::nvme) *
                                spec.grain_bytes(kind));
 }
 
@@ -172,15 +181,20 @@ TrainingState::TrainingState(TrainingStateSpec spec, TierManager& tiers, SlotSto
     array.device = tiers.claim(arena_name(kind, Tier::device));
     array.host = tiers.claim(arena_name(kind, Tier::host));
   }
+  whole_ = tiers.claim(kWholeUnits);
 }
 
 std::byte* TrainingState::resident(StateKind kind, int64_t grain) const {
   const Placement& placement = spec_.placement(kind);
+  const int64_t grain_bytes = spec_.grain_bytes(kind);
+  if (const WholeRun* run = placement.whole_at(grain)) {
+    return whole_.data() + run->offset_bytes + (grain - run->grains.begin) * grain_bytes;
+  }
   const Tier tier = placement.tier_of(grain);
   if (tier == Tier::nvme) return nullptr;
   const Array& array = arrays_[static_cast<size_t>(kind)];
   const Arena& arena = tier == Tier::device ? array.device : array.host;
-  return arena.data() + (grain - placement.range(tier).begin) * spec_.grain_bytes(kind);
+  return arena.data() + placement.array_index(grain) * grain_bytes;
 }
 
 const SubGroup& TrainingState::sub_group_of(GrainRange grains) const {
@@ -192,15 +206,19 @@ const SubGroup& TrainingState::sub_group_of(GrainRange grains) const {
   return *after;
 }
 
+int32_t TrainingState::index_of(StateKind kind, GrainRange grains) const {
+  return kind == StateKind::frozen ? -1 : sub_group_of(grains).index;
+}
+
 IoCommand TrainingState::shard_command(StateKind kind, GrainRange grains, std::byte* data) const {
   const int64_t grain_bytes = spec_.grain_bytes(kind);
-  const int64_t first = spec_.placement(kind).range(Tier::nvme).begin;
   IoCommand command;
-  command.file = kind == StateKind::param ? &*files_.param : &*files_.grad;
-  command.offset = static_cast<uint64_t>((grains.begin - first) * grain_bytes);
+  command.file = &*files_[static_cast<size_t>(kind)];
+  command.offset =
+      static_cast<uint64_t>(spec_.placement(kind).array_index(grains.begin) * grain_bytes);
   command.data = data;
   command.bytes = static_cast<uint64_t>(grains.grains() * grain_bytes);
-  command.tag = {kind, sub_group_of(grains).index, "transfer"};
+  command.tag = {kind, -1, "transfer"};
   return command;
 }
 
@@ -223,7 +241,7 @@ void TrainingState::copy(StateKind kind, GrainRange grains, std::byte* to, const
   const bool is_on_device = spec_.placement(kind).tier_of(grains.begin) == Tier::device;
   transfer_.copy(to, from, static_cast<size_t>(grains.grains() * spec_.grain_bytes(kind)),
                  is_on_device ? on_device : CopyDirection::host_to_host,
-                 {kind, sub_group_of(grains).index, "transfer"});
+                 {kind, index_of(kind, grains), "transfer"});
   transfer_.synchronize();
 }
 
@@ -235,11 +253,11 @@ void TrainingState::transfer(io::Op op, IoCommand command) const {
 }
 
 void TrainingState::read(StateKind kind, GrainRange grains, std::byte* buffer) {
-  const int32_t group = sub_group_of(grains).index;
+  const int32_t group = index_of(kind, grains);
   if (spec_.grain_bytes(kind) == 0) return;
   if (const std::byte* const here = resident(kind, grains.begin)) {
     copy(kind, grains, buffer, here, CopyDirection::device_to_host);
-  } else if (is_shard(kind)) {
+  } else if (has_file(kind)) {
     transfer(io::Op::read, shard_command(kind, grains, buffer));
   } else {
     transfer(io::Op::read, slot_command(kind, grains, store_->current(group), buffer));
@@ -247,13 +265,13 @@ void TrainingState::read(StateKind kind, GrainRange grains, std::byte* buffer) {
 }
 
 void TrainingState::write(StateKind kind, GrainRange grains, const std::byte* buffer) {
-  const int32_t group = sub_group_of(grains).index;
+  const int32_t group = index_of(kind, grains);
   if (spec_.grain_bytes(kind) == 0) return;
   if (std::byte* const here = resident(kind, grains.begin)) {
     return copy(kind, grains, here, buffer, CopyDirection::host_to_device);
   }
   auto* const data = const_cast<std::byte*>(buffer);  // not written to
-  if (is_shard(kind)) {
+  if (has_file(kind)) {
     transfer(io::Op::write, shard_command(kind, grains, data));
     return;
   }

@@ -1,17 +1,20 @@
 // The one object that knows where each grain of a rank's trainable state lives.
 //
 // Parameters (this rank's shards), gradients, master weights and moments are arrays over one index
-// range of grains, each with a placement of its own. What lives on the device or in pinned host
-// memory has an address; optimizer state on nvme has a place in the slot store, parameters and
-// gradients there lie in a file of their own, in the order of their grains.
+// range of grains, each with a placement of its own; frozen parameters over a range of their own.
+// What lives on the device or in pinned host memory has an address; optimizer state on nvme has a
+// place in the slot store, parameters and gradients there lie in a file of their own, in the order
+// of their grains. Parameters of whole units lie among those of the other ranks, in one buffer.
 #pragma once
 
 #include <array>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
+#include "io/striped_file.h"
 #include "kernels/device/device.h"
 #include "offload/placement.h"
 #include "offload/pump.h"
@@ -24,7 +27,9 @@ namespace strata::offload {
 
 struct TrainingStateSpec {
   Placement param;
-  Placement grad;  // where the update of the grain runs, device or host; or nvme
+  Placement frozen;          // grains of their own
+  uint64_t whole_bytes = 0;  // of the buffer of whole units
+  Placement grad;            // where the update of the grain runs, device or host; or nvme
   std::array<Placement, kOptimizerKindCount> optimizer_state;
   // In kOptimizerKinds' order; none where the optimizer keeps no such kind.
   std::array<Codec, kOptimizerKindCount> codecs = {Codec::fp32, Codec::fp32, Codec::fp32};
@@ -63,15 +68,17 @@ LinkBytes read_traffic(const TrainingStateSpec& spec, const SubGroup& group);
 // Bytes that restoring its parameters from master weights on nvme moves.
 LinkBytes restoration_traffic(const TrainingStateSpec& spec, const SubGroup& group);
 
-// The reservations that TrainingState claims: "<kind> on device", "<kind> on host", "state file",
-// and "<kind> file" for parameters and gradients.
+// The reservations that TrainingState claims: "<kind> on device", "<kind> on host", "whole units",
+// "state file", and "<kind> file" for parameters and gradients.
 std::vector<Reservation> reservations_for(const TrainingStateSpec& spec);
 
-// Files of `param` and `grad`, where a part of them lives on nvme, and how large they are.
-struct ShardFiles {
-  std::optional<io::BlockFile> param, grad;
-};
+// Kinds that have files of their own, where a part of them lives on nvme; the files, by kind; and
+// how large they are.
+inline constexpr std::array<StateKind, 3> kFileKinds = {StateKind::param, StateKind::frozen,
+                                                        StateKind::grad};
+using ShardFiles = std::array<std::optional<io::StripedFile>, kStateKindCount>;
 uint64_t shard_file_bytes(const TrainingStateSpec& spec, StateKind kind);
+std::string shard_file_name(StateKind kind);
 
 class TrainingState {
  public:
@@ -84,15 +91,20 @@ class TrainingState {
   SlotStore* store() const { return store_; }
 
   // Address of a grain's first element; null where it lives on nvme. The address holds for the
-  // rest of the grain's run in that tier.
+  // rest of the grain's run in that tier, or in its whole unit.
   std::byte* resident(StateKind kind, int64_t grain) const;
-  // A transfer between `data` and grains of `param` or `grad` that live on nvme.
+  // The buffer of whole units.
+  std::byte* whole() const { return whole_.data(); }
+  // Files of kinds that have their own.
+  const ShardFiles& files() const { return files_; }
+  // A transfer between `data` and grains of one of kFileKinds that live on nvme.
   IoCommand shard_command(StateKind kind, GrainRange grains, std::byte* data) const;
 
   // Copies grains of one sub-group, which start at a disk block, between their tier and
   // `buffer`: pinned host memory aligned to 4096 bytes, with room for padded_bytes(), laid out as
-  // stored. Blocks. Not for use while a step is under way: these are the verbs of initialization,
-  // digests and checkpoints. write() fills every slot. Throws IoError.
+  // stored; of frozen ones, grains of one tier. Blocks. Not for use while a step is under way:
+  // these are the verbs of initialization, digests and checkpoints. write() fills every slot.
+  // Throws IoError.
   void read(StateKind kind, GrainRange grains, std::byte* buffer);
   void write(StateKind kind, GrainRange grains, const std::byte* buffer);
 
@@ -103,6 +115,7 @@ class TrainingState {
   };
   // The sub-group of a transfer. Throws Error when there are several.
   const SubGroup& sub_group_of(GrainRange grains) const;
+  int32_t index_of(StateKind kind, GrainRange grains) const;
   // Between memory; `on_device` is the direction where the grains lie on the device.
   void copy(StateKind kind, GrainRange grains, std::byte* to, const std::byte* from,
             CopyDirection on_device) const;
@@ -116,6 +129,7 @@ class TrainingState {
   Queue& transfer_;
   const ShardFiles files_;
   std::array<Array, kStateKindCount> arrays_;
+  Arena whole_;
 };
 
 }  // namespace strata::offload

@@ -26,6 +26,7 @@ class Resolver {
     resolve_codecs();
     config_.sub_group_numel =
         std::max<int64_t>(1, draft_.sub_group_size / kGrainNumel) * kGrainNumel;
+    resolve_gather_bounds();
     resolve_placement();
     resolve_pinning();
     resolve_speculation();
@@ -119,6 +120,23 @@ class Resolver {
     config_.dtype = bf16 ? DType::bf16 : draft_.fp16 ? DType::fp16 : DType::fp32;
   }
 
+  void resolve_gather_bounds() {
+    const auto pick = [this](const std::array<std::optional<int64_t>, 2>& given, const char* key,
+                             int64_t fallback) {
+      if (given[0] && given[1] && *given[0] != *given[1]) {
+        fail(
+            fmt::format("\"zero_optimization.stage3_{}\" is {} but \"zero_optimization.{}\" is "
+                        "{}, and both mean the same: keep one of them",
+                        key, *given[0], key, *given[1]));
+      }
+      return given[0].value_or(given[1].value_or(fallback));
+    };
+    config_.max_live_numel = pick(draft_.max_live, "max_live_parameters", config_.max_live_numel);
+    config_.prefetch_numel = pick(draft_.prefetch, "prefetch_bucket_size", config_.prefetch_numel);
+    config_.persistent_numel = pick(draft_.persistence, "param_persistence_threshold",
+                                    config_.stage == 3 ? ConfigDraft::kPersistence : 0);
+  }
+
   static TierFractions whole(OffloadDevice device, double ratio) {
     switch (device) {
       case OffloadDevice::none:
@@ -137,31 +155,40 @@ class Resolver {
           "\"zero_optimization.offload_optimizer.ratio\" splits the update between device and "
           "host: with \"device\": \"nvme\" leave it out and use \"strata.placement\"");
     }
-    const double ratio = draft_.ratio;
-    config_.param = placement_of(0, "param", whole(draft_.offload_param, 1));
+    config_.param = placement_of(StateKind::param, whole(draft_.offload_param, 1));
+    config_.grad = placement_of(StateKind::grad, {.host = 1});
+    config_.activation =
+        placement_of(StateKind::activation,
+                     whole(draft_.cpu_checkpointing ? OffloadDevice::cpu : OffloadDevice::none, 1));
     const auto codecs = codecs_of(config_);
     for (size_t i = 0; i < kOptimizerKindCount; ++i) {
-      const std::string kind(name(kOptimizerKinds[i]));
+      const StateKind kind = kOptimizerKinds[i];
       config_.optimizer_state[i] =
-          placement_of(i + 1, kind, whole(draft_.offload_optimizer, ratio));
+          placement_of(kind, whole(draft_.offload_optimizer, draft_.ratio));
       if (codecs[i] != Codec::none) continue;
-      if (draft_.placement_given[i + 1]) {
-        fail(fmt::format("\"strata.placement.{}\": {} keeps no {}: remove it", kind,
-                         name(config_.optimizer.kind), kind));
+      if (draft_.placement_given[static_cast<size_t>(kind)]) {
+        fail(fmt::format("\"strata.placement.{}\": {} keeps no {}: remove it", name(kind),
+                         name(config_.optimizer.kind), name(kind)));
       }
       config_.optimizer_state[i] = config_.optimizer_state[0];
     }
-    if (config_.param.nvme > 0) {
-      fail(
-          "\"strata.placement.param.nvme\" is above 0, and parameters on nvme are not there yet: "
-          "put that part into \"host\"");
-    }
+    check_stage();
     check_device_parts();
     require_nvme_path();
   }
 
+  void check_stage() const {
+    if (config_.stage == 3 || config_.param.device == 1) return;
+    fail(fmt::format(
+        "\"zero_optimization.stage\" is {}, which keeps all parameters on the device, and "
+        "parameters are to live elsewhere: use stage 3, or leave \"offload_param\" and "
+        "\"strata.placement.param\" out",
+        config_.stage));
+  }
+
   // The placement asked for under "strata", or what the offload keys say.
-  TierFractions placement_of(size_t index, const std::string& kind, TierFractions offload) const {
+  TierFractions placement_of(StateKind kind, TierFractions offload) const {
+    const auto index = static_cast<size_t>(kind);
     if (!draft_.placement_given[index]) return offload;
     const TierFractions parts = draft_.placement_fractions[index];
     const double sum = parts.device + parts.host + parts.nvme;
@@ -170,7 +197,7 @@ class Resolver {
       fail(
           fmt::format("\"strata.placement.{}\": device {} + host {} + nvme {} = {}: the parts "
                       "must add up to 1",
-                      kind, parts.device, parts.host, parts.nvme, sum));
+                      name(kind), parts.device, parts.host, parts.nvme, sum));
     }
     return parts;
   }
@@ -189,16 +216,30 @@ class Resolver {
   }
 
   void require_nvme_path() {
-    const bool uses_nvme =
-        std::any_of(config_.optimizer_state.begin(), config_.optimizer_state.end(),
-                    [](const TierFractions& parts) { return parts.nvme > 0; });
-    if (!uses_nvme) return;
-    if (draft_.nvme_paths.empty()) {
+    const auto is_there = [](const TierFractions& parts) { return parts.nvme > 0; };
+    const auto& state = config_.optimizer_state;
+    const std::string what = std::any_of(state.begin(), state.end(), is_there)
+                                 ? "optimizer state is"
+                             : is_there(config_.param)      ? "parameters are"
+                             : is_there(config_.grad)       ? "gradients are"
+                             : is_there(config_.activation) ? "activations are"
+                                                            : "";
+    if (what.empty()) return;
+    const auto& paths = draft_.nvme_paths;
+    const auto& param_paths = draft_.param_nvme_paths;
+    if (!paths.empty() && !param_paths.empty() && paths != param_paths) {
       fail(
-          "\"zero_optimization.offload_optimizer.nvme_path\" is missing: optimizer state is to "
-          "live on nvme, so name a directory for its files");
+          "\"zero_optimization.offload_param.nvme_path\" and "
+          "\"zero_optimization.offload_optimizer.nvme_path\" differ, and all files are in one "
+          "list of directories: give both the same, or one of them");
     }
-    config_.nvme_paths = draft_.nvme_paths;
+    if (paths.empty() && param_paths.empty()) {
+      fail(
+          fmt::format("\"zero_optimization.offload_optimizer.nvme_path\" is missing: {} to live "
+                      "on nvme, so name a directory for its files",
+                      what));
+    }
+    config_.nvme_paths = paths.empty() ? param_paths : paths;
     check_nvme_weights();
   }
 
@@ -216,8 +257,9 @@ class Resolver {
   // "auto" pins where a person gave a budget for it and said nothing else of where state lives. Two
   // slots are asked for to have all of the state on disk.
   void resolve_pinning() {
-    const bool placed = std::any_of(draft_.placement_given.begin() + 1,
-                                    draft_.placement_given.end(), [](bool given) { return given; });
+    const bool placed = std::any_of(
+        kOptimizerKinds.begin(), kOptimizerKinds.end(),
+        [this](StateKind kind) { return draft_.placement_given[static_cast<size_t>(kind)]; });
     config_.pin_state = draft_.pin_state;
     if (draft_.pin_state == PinChoice::always && config_.host_memory == 0) {
       fail(

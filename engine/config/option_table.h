@@ -30,15 +30,22 @@ struct ConfigDraft {
   bool scheduler_given = false, scheduler_typed = false;
   bool max_lr_from_optimizer = false;  // "warmup_max_lr": "auto"
 
+  // By "stage3_..." name and short name.
+  std::array<std::optional<int64_t>, 2> max_live, prefetch, persistence;
+  static constexpr int64_t kPersistence = 100'000;
+
   int64_t sub_group_size = int64_t{8} << 20;
   OffloadDevice offload_optimizer = OffloadDevice::none;
   OffloadDevice offload_param = OffloadDevice::none;
   double ratio = 1.0;
-  std::vector<std::string> nvme_paths;
+  std::vector<std::string> nvme_paths;        // offload_optimizer's
+  std::vector<std::string> param_nvme_paths;  // offload_param's
+  bool cpu_checkpointing = false;
 
-  // strata.placement: of param, then the optimizer kinds.
-  std::array<bool, 1 + kOptimizerKindCount> placement_given = {};
-  std::array<TierFractions, 1 + kOptimizerKindCount> placement_fractions;
+  // strata.placement, by StateKind: param, gradients, the optimizer kinds, activations.
+  static constexpr size_t kPlaced = static_cast<size_t>(StateKind::activation) + 1;
+  std::array<bool, kPlaced> placement_given = {};
+  std::array<TierFractions, kPlaced> placement_fractions;
 
   PinChoice pin_state = PinChoice::automatic;
 
@@ -51,6 +58,6 @@ options::Table config_table(ConfigDraft& draft);
 // Its parts: keys that matter to training, to ZeRO and tiers, and keys for what is elsewhere.
 options::Table training_groups(ConfigDraft& draft);
 options::Table tier_groups(ConfigDraft& draft);
-options::Table remaining_groups();
+options::Table remaining_groups(ConfigDraft& draft);
 
 }  // namespace strata

@@ -34,14 +34,14 @@ Group logging_group() {
        no_effect("comet", Type::object, metrics), no_effect("csv_monitor", Type::object, metrics)}};
 }
 
-Group activation_group() {
+Group activation_group(ConfigDraft& draft) {
   const std::string recompute = "`strata.recompute` decides.";
   const std::string path = "activation_checkpointing";
   return {"Activation checkpointing",
           {section(path, "Strata recomputes from unit boundaries; see `strata.recompute`."),
-           refused(path + ".cpu_checkpointing", Type::boolean, only(false),
-                   "activations in host memory are not there yet; use \"strata\": "
-                   "{\"recompute\": \"always\"} to save device memory"),
+           honoured(path + ".cpu_checkpointing", boolean(draft.cpu_checkpointing),
+                    "Activations between units wait for backward in host memory.",
+                    "`strata.placement.activation` can divide them."),
            no_effect(path + ".partition_activations", Type::boolean, recompute),
            no_effect(path + ".contiguous_memory_optimization", Type::boolean, recompute),
            no_effect(path + ".number_checkpoints", Type::integer, recompute),
@@ -114,15 +114,15 @@ Group data_group() {
 
 }  // namespace
 
-options::Table remaining_groups() {
-  return {activation_group(), communication_group(), logging_group(),
-          checkpoint_group(), parallelism_group(),   data_group()};
+options::Table remaining_groups(ConfigDraft& draft) {
+  return {activation_group(draft), communication_group(), logging_group(),
+          checkpoint_group(),      parallelism_group(),   data_group()};
 }
 
 options::Table config_table(ConfigDraft& draft) {
   options::Table table = training_groups(draft);
   for (options::Group& group : tier_groups(draft)) table.push_back(std::move(group));
-  for (options::Group& group : remaining_groups()) table.push_back(std::move(group));
+  for (options::Group& group : remaining_groups(draft)) table.push_back(std::move(group));
   return table;
 }
 

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 
 #include "engine/config/option_table.h"
 #include "io/stripe_pattern.h"
@@ -17,20 +18,6 @@ constexpr const char* kOwnCollectives =
 constexpr const char* kOwnSchedule = "Units are gathered and released on a schedule of their own.";
 constexpr const char* kOwnBuffers = "`strata.staging_buffers` says how many there are.";
 
-Value stage(int& out) {
-  const std::string expects = "an integer from 0 to 3";
-  return {expects, std::to_string(out), [=, &out](const Json& json) -> std::string {
-            const auto value = as_integer(json, {0, 3});
-            if (!value) return must_be(expects, json);
-            if (*value != 3) {
-              return fmt::format("is {}, which is not there yet: use 3, which gives the same bits",
-                                 *value);
-            }
-            out = 3;
-            return "";
-          }};
-}
-
 void add_zero_keys_without_effect(std::vector<Option>& rows) {
   for (const char* key :
        {"allgather_partitions", "reduce_scatter", "contiguous_gradients", "round_robin_gradients",
@@ -44,13 +31,9 @@ void add_zero_keys_without_effect(std::vector<Option>& rows) {
                 "Collectives always overlap with compute, unless `strata.overlap` is off."));
   rows.push_back(no_effect("zero_optimization.allgather_bucket_size", Type::integer,
                            "A unit is gathered whole."));
-  for (const char* key :
-       {"stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_prefetch_bucket_size",
-        "stage3_param_persistence_threshold", "stage3_model_persistence_threshold",
-        "stage3_module_granularity_threshold", "max_live_parameters", "max_reuse_distance",
-        "prefetch_bucket_size", "param_persistence_threshold", "model_persistence_threshold",
-        "module_granularity_threshold"}) {
-    // Hugging Face's formulas for "auto" are fractions: 0.9 * hidden_size^2.
+  for (const char* key : {"stage3_max_reuse_distance", "stage3_model_persistence_threshold",
+                          "stage3_module_granularity_threshold", "max_reuse_distance",
+                          "model_persistence_threshold", "module_granularity_threshold"}) {
     rows.push_back(no_effect(std::string("zero_optimization.") + key, Type::number, kOwnSchedule));
   }
   for (const char* key :
@@ -79,14 +62,65 @@ Value reduce_bucket(int64_t& out) {
   return value;
 }
 
+// A number of parameters; as Hugging Face's formulas for "auto" it may be a fraction, which is cut.
+Value parameters(std::optional<int64_t>& out, int64_t fallback, bool takes_auto) {
+  Value value = {"a number of parameters of at least 0", std::to_string(fallback), {}};
+  value.takes_auto = takes_auto;
+  value.take = [&out, expects = value.expects](const Json& json) -> std::string {
+    if (json == "auto") {
+      out = Config::kAutoNumel;
+      return "";
+    }
+    const auto number = as_number(json, {.min = 0, .max = 1e18});
+    if (!number) return must_be(expects, json);
+    out = static_cast<int64_t>(*number);
+    return "";
+  };
+  return value;
+}
+
+// Stage 3's bounds on gathered parameters, by both names that DeepSpeed has for each.
+void add_gather_bounds(std::vector<Option>& rows, ConfigDraft& draft) {
+  struct Bound {
+    const char* key;
+    std::array<std::optional<int64_t>, 2>& out;
+    int64_t fallback;
+    bool takes_auto;
+    std::string meaning;
+    std::string note;
+  };
+  const Config& config = draft.config;
+  const Bound bounds[] = {
+      {"max_live_parameters", draft.max_live, config.max_live_numel, false,
+       "Stage 3: parameters gathered at a time, at most; a unit under way and the one after it "
+       "always are.",
+       ""},
+      {"prefetch_bucket_size", draft.prefetch, config.prefetch_numel, true,
+       "Stage 3: parameters gathered ahead of their use, at most; the next unit's always are.",
+       "Units ahead are two at most. \"auto\" is 0.9 times the widest layer's channels, squared, "
+       "as the Trainer has it."},
+      {"param_persistence_threshold", draft.persistence, ConfigDraft::kPersistence, true,
+       "Stage 3: units all of whose parameters have at most so many elements stay gathered.",
+       "DeepSpeed keeps such parameters of larger units too; a unit is gathered whole here. "
+       "\"auto\" is 10 times the widest layer's channels, as the Trainer has it."}};
+  for (const Bound& bound : bounds) {
+    const std::string path = "zero_optimization.";
+    rows.push_back(honoured(path + "stage3_" + bound.key,
+                            parameters(bound.out[0], bound.fallback, bound.takes_auto),
+                            bound.meaning, bound.note));
+    rows.push_back(honoured(path + bound.key,
+                            parameters(bound.out[1], bound.fallback, bound.takes_auto),
+                            "Its short name."));
+  }
+}
+
 Group zero_group(ConfigDraft& draft) {
   Group group = {
       "ZeRO",
       {section("zero_optimization", "Sharding of the training state."),
-       honoured("zero_optimization.stage", stage(draft.config.stage),
+       honoured("zero_optimization.stage", integer(draft.config.stage, {0, 3}),
                 "What is sharded: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too.",
-                "3 where DeepSpeed's default is 0; 0, 1 and 2 are not there yet. All stages give "
-                "the same bits."),
+                "3 where DeepSpeed's default is 0. All stages give the same bits."),
        honoured("zero_optimization.sub_group_size", integer(draft.sub_group_size, {.min = 1}),
                 "Elements that the optimizer pipeline moves at a time, rounded down to a multiple "
                 "of 4096, at least 4096.",
@@ -116,6 +150,7 @@ Group zero_group(ConfigDraft& draft) {
                          "it is deprecated; use \"offload_optimizer\": {\"device\": \"cpu\"}"));
   rows.push_back(refused("zero_optimization.cpu_offload_param", Type::boolean, only(false),
                          "it is deprecated; use \"offload_param\": {\"device\": \"cpu\"}"));
+  add_gather_bounds(rows, draft);
   add_zero_keys_without_effect(rows);
   return group;
 }
@@ -161,15 +196,6 @@ Value nvme_weights(std::vector<uint32_t>& out) {
   return value;
 }
 
-Value offload_param_device(OffloadDevice& out) {
-  Value value = choice(out, {{"none", OffloadDevice::none}, {"cpu", OffloadDevice::cpu}});
-  value.take = [take = std::move(value.take)](const Json& json) -> std::string {
-    if (json != "nvme") return take(json);
-    return "is \"nvme\", and parameters on nvme are not there yet: use \"cpu\"";
-  };
-  return value;
-}
-
 Group offload_group(ConfigDraft& draft) {
   const std::string optimizer = "zero_optimization.offload_optimizer";
   const std::string param = "zero_optimization.offload_param";
@@ -185,7 +211,8 @@ Group offload_group(ConfigDraft& draft) {
                 "Tier of the optimizer state: none is the device's memory, cpu is host memory.",
                 "`strata.placement` can split each kind of state."),
        honoured(optimizer + ".nvme_path", nvme_path(draft.nvme_paths),
-                "Directory of the state files; needed when something lives on nvme.",
+                "Directory of the state files; needed when something lives on nvme, here or in "
+                "offload_param.",
                 "A list of directories, on disks of their own, is our extension: state is dealt "
                 "to all of them (`strata.nvme_weights`)."),
        honoured(optimizer + ".ratio", number(draft.ratio, {.min = 0, .max = 1}),
@@ -198,14 +225,22 @@ Group offload_group(ConfigDraft& draft) {
        no_effect(optimizer + ".pipeline_write", Type::boolean, overlapped),
        no_effect(optimizer + ".fast_init", Type::boolean, "Files are written once, at start."),
        section(param, "Where 16-bit parameters live between uses."),
-       honoured(param + ".device", offload_param_device(draft.offload_param),
-                "Tier of the parameters: none is the device's memory, cpu is host memory.",
-                "\"nvme\" is not there yet."),
-       no_effect(param + ".nvme_path", Type::anything, "Parameters on nvme are not there yet."),
+       honoured(param + ".device",
+                choice(draft.offload_param, {{"none", OffloadDevice::none},
+                                             {"cpu", OffloadDevice::cpu},
+                                             {"nvme", OffloadDevice::nvme}}),
+                "Tier of the parameters with stage 3: none is the device's memory, cpu is host "
+                "memory.",
+                "Units that stay gathered (`stage3_param_persistence_threshold`) are on the device "
+                "wherever the others are."),
+       honoured(param + ".nvme_path", nvme_path(draft.param_nvme_paths),
+                "As offload_optimizer's: all files are in one list of directories.",
+                "DeepSpeed can have two directories; here both keys name the same."),
        no_effect(param + ".pin_memory", Type::boolean, pinned),
        no_effect(param + ".buffer_count", Type::integer, kOwnBuffers),
        no_effect(param + ".buffer_size", Type::number, kOwnBuffers),
-       no_effect(param + ".max_in_cpu", Type::number, "Parameters on nvme are not there yet.")}};
+       no_effect(param + ".max_in_cpu", Type::number,
+                 "`strata.placement.param` divides the parameters between host and nvme.")}};
 }
 
 Value block_bytes(uint32_t& out) {
@@ -245,22 +280,33 @@ Group aio_group(ConfigDraft& draft) {
 }
 
 void add_placement(std::vector<Option>& rows, ConfigDraft& draft) {
-  constexpr std::array<StateKind, 4> kKinds = {StateKind::param, StateKind::master,
-                                               StateKind::exp_avg, StateKind::exp_avg_sq};
   rows.push_back(section("strata.placement",
                          "Parts of each kind of state by tier; they override the offload keys. "
-                         "Master weights and moments have equal device parts, and no part of the "
-                         "parameters is on nvme yet."));
-  for (size_t i = 0; i < kKinds.size(); ++i) {
-    const std::string path = fmt::format("strata.placement.{}", name(kKinds[i]));
+                         "Master weights and moments have equal device parts."));
+  const auto add = [&](StateKind kind, const std::string& meaning, bool has_device) {
+    const auto i = static_cast<size_t>(kind);
+    const std::string path = fmt::format("strata.placement.{}", name(kind));
     TierFractions& out = draft.placement_fractions[i];
-    rows.push_back(section(path, "Parts that add up to 1; those not given are 0.",
+    rows.push_back(section(path, meaning + " Parts add up to 1; those not given are 0.",
                            [&draft, i] { draft.placement_given[i] = true; }));
     const NumberRange part = {.min = 0, .max = 1};
-    rows.push_back(honoured(path + ".device", number(out.device, part), "Part in device memory."));
+    if (has_device) {
+      rows.push_back(
+          honoured(path + ".device", number(out.device, part), "Part in device memory."));
+    }
     rows.push_back(honoured(path + ".host", number(out.host, part), "Part in host memory."));
     rows.push_back(honoured(path + ".nvme", number(out.nvme, part), "Part in files."));
-  }
+  };
+  add(StateKind::param, "Parameters, with stage 3.", true);
+  for (StateKind kind : kOptimizerKinds) add(kind, "Optimizer state.", true);
+  add(StateKind::grad,
+      "Gradients of what is updated on the host; all of it in host memory unless "
+      "told otherwise.",
+      false);
+  add(StateKind::activation,
+      "Activations between units that wait for backward; all on the device unless told otherwise. "
+      "By units: the first ones, which wait longest, are on nvme, the next ones in host memory.",
+      true);
 }
 
 Value staging_buffers(int& out) {
@@ -284,8 +330,8 @@ Group strata_group(ConfigDraft& draft) {
   Group group = {
       "Strata's own",
       {section("strata",
-               "What DeepSpeed has no key for. Except for `seed` and `moment_codec`, none of it "
-               "changes the training state."),
+               "What DeepSpeed has no key for. Except for `seed`, `moment_codec` and `accumulate`, "
+               "none of it changes the training state."),
        honoured("strata.device",
                 choice(out.device, {{"auto", DeviceChoice::automatic},
                                     {"host", DeviceChoice::host},
@@ -329,6 +375,21 @@ Group strata_group(ConfigDraft& draft) {
                 "How the optimizer's moments are kept: bf16 and int8 (8-bit floats with a scale "
                 "for each 256) are rounded stochastically, by step and element, and change the "
                 "training state."),
+       honoured("strata.accumulate",
+                choice(out.accumulate, {{"reduced", AccumulateChoice::reduced},
+                                        {"local", AccumulateChoice::local}}),
+                "Gradients of several micro-batches on several ranks: reduced adds them up over "
+                "the ranks, then over micro-batches, and holds shards; local adds up each rank's "
+                "own first, in fp32 on the device, and reduces once a step. Each has bits of its "
+                "own."),
+       honoured("strata.order",
+                choice(out.order, {{"auto", OrderChoice::automatic},
+                                   {"plain", OrderChoice::plain},
+                                   {"vertical", OrderChoice::vertical}}),
+                "How several micro-batches go through the units: plain takes each forward and "
+                "back, then the next; vertical takes all of them through a unit before the next "
+                "unit, so that parameters travel once a step, and holds the activations between "
+                "units of all of them. auto compares what both move with nominal bandwidths."),
        honoured("strata.overlap", boolean(out.overlap),
                 "false: one thing at a time, for measuring and debugging."),
        honoured("strata.overlap_update", boolean(out.overlap_update),

@@ -68,6 +68,14 @@ void check_config(const PlanInput& input) {
                     "Config::from_file the world's size",
                     config.world_size, input.world.size));
   }
+  if (config.stage < 0 || config.stage > 3) {
+    throw ConfigError(fmt::format("the stage is {}: use 0, 1, 2 or 3", config.stage));
+  }
+  if (config.stage < 3 && config.param.device != 1) {
+    throw ConfigError(
+        fmt::format("stage {} keeps all parameters on the device: place them there, or use stage 3",
+                    config.stage));
+  }
   if (input.model.layers.empty()) throw ConfigError("the model has no layers: give it one");
   if (config.accumulation_steps < 1 || config.accumulation_steps > kMaxAccumulationSteps) {
     throw ConfigError(fmt::format("gradient_accumulation_steps is {}: use 1 to {}",
@@ -93,8 +101,18 @@ void check_config(const PlanInput& input) {
   }
   check_loss_scale(config.loss_scale);
   check_fractions("param", config.param);
-  if (config.param.nvme > 0) {
-    throw ConfigError("parameters on nvme are not there yet: place them on device and host");
+  check_fractions("grad", config.grad);
+  check_fractions("activation", config.activation);
+  if (config.grad.device > 0) {
+    throw ConfigError(
+        "gradients are on the device where it updates, and nowhere else: divide those of the host "
+        "between host and nvme");
+  }
+  const bool on_nvme = config.param.nvme > 0 || config.grad.nvme > 0 || config.activation.nvme > 0;
+  if (on_nvme && config.nvme_paths.empty()) {
+    throw ConfigError(
+        "parameters, gradients or activations are placed on nvme without a directory: set "
+        "nvme_path");
   }
   for (size_t i = 0; i < kOptimizerKindCount; ++i) {
     const TierFractions& fractions = config.optimizer_state[i];

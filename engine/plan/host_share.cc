@@ -13,11 +13,20 @@ namespace {
 // does more as pinned state, which is neither read nor written: auto leaves it to that.
 constexpr int kMostStagingBuffers = 8;
 
+// One that is used, one that is there, one on its way.
+constexpr int kMostTransfersAhead = 3;
+
 }  // namespace
 
-HostShare choose_staging(const Config& config, const TryHostShare& holds) {
-  const int asked = config.staging_buffers;
+HostShare choose_transfers(const TryHostShare& holds) {
   HostShare share;
+  share.transfers_ahead = kMostTransfersAhead;
+  while (share.transfers_ahead > 1 && !holds(share)) --share.transfers_ahead;
+  return share;
+}
+
+HostShare choose_staging(const Config& config, HostShare share, const TryHostShare& holds) {
+  const int asked = config.staging_buffers;
   share.staging_buffers = !config.overlap                        ? 1
                           : asked != Config::kAutoStagingBuffers ? asked
                                                                  : kMostStagingBuffers;

@@ -8,6 +8,8 @@
 #include "engine/plan/advice.h"
 #include "engine/plan/check.h"
 #include "engine/plan/host_share.h"
+#include "engine/plan/state_placement.h"
+#include "engine/plan/step_time.h"
 #include "engine/plan/sub_group_order.h"
 #include "engine/plan/traffic.h"
 #include "offload/slot_store.h"
@@ -37,17 +39,20 @@ const PlanInput& checked(const PlanInput& input) {
 
 class Planner {
  public:
-  explicit Planner(const PlanInput& input)
+  Planner(const PlanInput& input, UnitOrder order)
       : input_(checked(input)),
         element_bytes_(size_bytes(input.config.dtype)),
         plan_{.summary = {},
               .micro_batch = input.micro_batch,
-              .layout = ModelLayout(input.model, input.world.rank, input.world.size),
+              .layout = ModelLayout(input.model, {input.world.rank, input.world.size,
+                                                  input.config.stage, persistent_numel(input)}),
               .segments = {},
               .state = {},
-              .frozen_tier = Tier::device,
               .staging = {},
               .activations = {},
+              .micro_batches = static_cast<int>(input.config.accumulation_steps),
+              .order = order,
+              .sums = gradient_sums(input, order),
               .step = {},
               .evaluate = {},
               .update_traffic = {},
@@ -60,13 +65,14 @@ class Planner {
 
   Plan make() {
     plan_.segments = segment_table(plan_.layout);
-    place_state();
+    place();
     measure_layers();
     set_budgets();
     // The least that trains first; then what makes it faster, as far as the budgets go.
     rebuild();
     fill_host();
     rebuild();
+    gather_further_ahead();
     if (input_.config.recompute == RecomputeChoice::automatic) keep_saved_activations();
     return std::move(plan_);
   }
@@ -78,36 +84,37 @@ class Planner {
   uint64_t& needed(Tier tier) { return plan_.summary.needed_bytes[static_cast<size_t>(tier)]; }
   uint64_t& budget(Tier tier) { return plan_.summary.budget_bytes[static_cast<size_t>(tier)]; }
 
-  void place_state() {
-    const Config& config = input_.config;
-    const int64_t grains = plan_.layout.trainable_grains();
-    offload::TrainingStateSpec& state = plan_.state;
-    state.param = offload::Placement(config.param, grains);
-    for (size_t i = 0; i < kOptimizerKindCount; ++i) {
-      state.optimizer_state[i] =
-          offload::Placement(config.optimizer_state[i], grains).pinned_until(host_.pinned_until);
-    }
-    const int64_t updated_on_device = state.optimizer_state[0].range(Tier::device).end;
-    if (updated_on_device > state.param.range(Tier::device).end) {
-      throw ConfigError(
-          "optimizer state on the device needs its parameters there too: set "
-          "zero_optimization.offload_param.device to \"none\", or offload the optimizer as well");
-    }
-    const double device_part =
-        grains == 0 ? 0.0 : static_cast<double>(updated_on_device) / static_cast<double>(grains);
-    state.grad = offload::Placement({device_part, 1.0 - device_part, 0.0}, grains);
-    state.param_dtype = config.dtype;
-    state.codecs = codecs_of(config);
-    // Sums over ranks and micro-batches are fp32; one micro-batch's on one rank is kept as it is.
-    state.grad_dtype =
-        config.accumulation_steps == 1 && input_.world.size == 1 ? config.dtype : DType::fp32;
-    state.slots = config.slots;
-    state.sub_groups = offload::cut_sub_groups(config.sub_group_numel / kGrainNumel,
-                                               {state.param, state.grad, state.optimizer_state});
-    plan_.frozen_tier = config.param.device == 1.0 ? Tier::device : Tier::host;
-    plan_.staging = offload::staging_layout(state, staging_buffers());
-    plan_.transfer_grains = std::min(
-        kTransferGrains, round_up(std::max<int64_t>(grains, 1), offload::kTransferAlignGrains));
+  static int64_t widest_channels(const Model& model) {
+    int64_t widest = 0;
+    for (const auto& layer : model.layers) widest = std::max(widest, layer->output_channels());
+    return widest;
+  }
+  // "auto" as Hugging Face's Trainer fills it in.
+  static int64_t persistent_numel(const PlanInput& input) {
+    const int64_t asked = input.config.persistent_numel;
+    return asked == Config::kAutoNumel ? 10 * widest_channels(input.model) : asked;
+  }
+  int64_t prefetch_numel() const {
+    const int64_t asked = input_.config.prefetch_numel;
+    const int64_t widest = widest_channels(input_.model);
+    return asked == Config::kAutoNumel ? widest * widest * 9 / 10 : asked;
+  }
+
+  // What adds up over micro-batches before it lands.
+  static GradientSums gradient_sums(const PlanInput& input, UnitOrder order) {
+    if (input.config.accumulation_steps == 1) return GradientSums::none;
+    const bool is_local =
+        input.config.accumulate == AccumulateChoice::local && input.world.size > 1;
+    if (is_local) return GradientSums::whole;
+    return order == UnitOrder::vertical ? GradientSums::shards : GradientSums::none;
+  }
+
+  void place() {
+    plan_.state = place_state(input_.config, plan_.layout, host_.pinned_until);
+    plan_.staging = offload::staging_layout(plan_.state, staging_buffers());
+    const int64_t grains = std::max<int64_t>(plan_.layout.trainable_grains(), 1);
+    plan_.transfer_grains =
+        std::min(kTransferGrains, round_up(grains, offload::kTransferAlignGrains));
   }
 
   // No more than there are sub-groups to pass through, unless a person says how many.
@@ -120,14 +127,16 @@ class Planner {
     return std::min(host_.staging_buffers, static_cast<int>(staged));
   }
 
-  // A unit is gathered unless all of it lies on the device already.
-  bool is_gathered(const Unit& unit) const {
-    const GrainRange shard = unit.trainable.shard();
-    const GrainRange on_device = plan_.state.param.range(Tier::device);
-    const bool trainable_there = shard.empty() || shard.end <= on_device.end;
-    const bool frozen_there = unit.frozen.numel == 0 || plan_.frozen_tier == Tier::device;
+  ParameterAccess access(const Unit& unit) const {
+    const bool divided = unit.trainable.shards > 1 && unit.trainable.numel > 0;
+    if (unit.whole) return divided ? ParameterAccess::completed : ParameterAccess::in_place;
     const bool sharded = input_.world.size > 1 && unit.numel() > 0;
-    return sharded || !trainable_there || !frozen_there;
+    const auto is_away = [](const FlatBuffer& flat, const offload::Placement& placement) {
+      return flat.shard().end > placement.range(Tier::device).end && !flat.shard().empty();
+    };
+    const bool away =
+        is_away(unit.trainable, plan_.state.param) || is_away(unit.frozen, plan_.state.frozen);
+    return sharded || away ? ParameterAccess::gathered : ParameterAccess::in_place;
   }
 
   void measure_layers() {
@@ -137,17 +146,38 @@ class Planner {
       PerUnit unit;
       unit.footprint = layer->footprint(input_.ops, input_.micro_batch, input_.config.dtype);
       unit.output_channels = layer->output_channels();
-      unit.output_offset = activations.boundary_bytes;
-      const uint64_t output_bytes =
+      unit.output_bytes =
           align_up(static_cast<uint64_t>(input_.micro_batch.tokens() * unit.output_channels) *
                    element_bytes_);
-      activations.boundary_bytes += output_bytes;
-      widest = std::max(widest, output_bytes);
+      widest = std::max(widest, unit.output_bytes);
       activations.workspace_bytes =
           std::max<uint64_t>(activations.workspace_bytes, unit.footprint.workspace_bytes);
       activations.units.push_back(unit);
     }
     activations.output_grad_bytes = widest;
+    place_checkpoints();
+  }
+
+  // The last unit's input is read again at once. Of the others' the first wait longest: they go to
+  // nvme, the next ones to the host.
+  void place_checkpoints() {
+    ActivationLayout& activations = plan_.activations;
+    const TierFractions& parts = input_.config.activation;
+    const auto count = static_cast<int64_t>(activations.units.size()) - 2;
+    const auto micro_batches =
+        static_cast<uint64_t>(plan_.order == UnitOrder::vertical ? plan_.micro_batches : 1);
+    for (int64_t u = 0; u < count; ++u) {
+      PerUnit& unit = activations.units[static_cast<size_t>(u)];
+      const double before = (static_cast<double>(u) + 0.5) / static_cast<double>(count);
+      unit.checkpoint_tier = before < parts.nvme                ? Tier::nvme
+                             : before < parts.nvme + parts.host ? Tier::host
+                                                                : Tier::device;
+      if (unit.checkpoint_tier == Tier::device) continue;
+      uint64_t& stored = activations.stored_bytes[static_cast<size_t>(unit.checkpoint_tier)];
+      unit.stored_offset = stored;
+      unit.stored_stride = micro_batches > 1 ? unit.output_bytes : 0;
+      stored += unit.output_bytes * micro_batches;
+    }
   }
 
   void set_budgets() {
@@ -161,7 +191,7 @@ class Planner {
 
   void take(const HostShare& share) {
     host_ = share;
-    place_state();
+    place();
     reserve();
   }
 
@@ -172,7 +202,7 @@ class Planner {
       take(share);
       return needed(Tier::host) <= budget(Tier::host);
     };
-    const HostShare share = choose_staging(config, holds);
+    const HostShare share = choose_staging(config, choose_transfers(holds), holds);
     take(share);
     const offload::TrainingStateSpec placed = plan_.state;
     check_pinning(config, placed);
@@ -180,6 +210,17 @@ class Planner {
       take(choose_pinned(share, plan_.layout.trainable_grains(), holds));
     }
     check_speculation(config, placed, plan_.state);
+  }
+
+  // A second unit ahead hides a shard that is late.
+  void gather_further_ahead() {
+    constexpr int kMostUnitsAhead = 2;
+    if (!input_.config.overlap || plan_.step.window_numel.empty()) return;
+    units_ahead_ = kMostUnitsAhead;
+    rebuild();
+    if (needed(Tier::device) <= budget(Tier::device)) return;
+    units_ahead_ = 1;
+    rebuild();
   }
 
   void keep_saved_activations() {
@@ -201,11 +242,12 @@ class Planner {
     reserve();
     plan_.summary.evaluate_traffic = evaluate_traffic(plan_);
     plan_.update_traffic = update_traffic(plan_);
-    plan_.summary.step_traffic = step_traffic(plan_, input_.config.accumulation_steps);
+    plan_.summary.step_traffic = step_traffic(plan_);
     summarize();
   }
 
-  // Kept units have a place each; the others, and the last, share one.
+  // Kept units have a place each for every micro-batch under way; the others, and the last, share
+  // one.
   void place_saved() {
     ActivationLayout& activations = plan_.activations;
     uint64_t shared = 0;
@@ -216,37 +258,71 @@ class Planner {
     }
     activations.saved_bytes = shared;
     for (PerUnit& unit : activations.units) {
-      unit.saved_offset = 0;
+      unit.saved_offset = unit.saved_stride = 0;
       if (!unit.keeps_saved) continue;
+      const uint64_t bytes = align_up(unit.footprint.saved_bytes);
+      const bool several = plan_.order == UnitOrder::vertical;
       unit.saved_offset = activations.saved_bytes;
-      activations.saved_bytes += align_up(unit.footprint.saved_bytes);
+      unit.saved_stride = several ? bytes : 0;
+      activations.saved_bytes += bytes * static_cast<uint64_t>(several ? plan_.micro_batches : 1);
     }
   }
 
   void make_programs() {
+    const Config& config = input_.config;
     ProgramInput input{.layout = plan_.layout,
-                       .gathered = {},
+                       .access = {},
                        .keeps_saved = {},
-                       .micro_batches = static_cast<int>(input_.config.accumulation_steps),
+                       .output_bytes = {},
+                       .checkpoint_tier = {},
+                       .micro_batches = plan_.micro_batches,
                        .training = true,
-                       .overlap = input_.config.overlap};
+                       .order = plan_.order,
+                       .overlap = config.overlap,
+                       .gather_ahead = units_ahead_,
+                       .prefetch_numel = prefetch_numel(),
+                       .max_live_numel = config.max_live_numel,
+                       .recycle_gradients = config.stage >= 2,
+                       .sums = plan_.sums};
     for (size_t u = 0; u < units().size(); ++u) {
-      input.gathered.push_back(is_gathered(units()[u]));
-      input.keeps_saved.push_back(plan_.activations.units[u].keeps_saved);
+      const PerUnit& unit = plan_.activations.units[u];
+      input.access.push_back(access(units()[u]));
+      input.keeps_saved.push_back(unit.keeps_saved);
+      input.output_bytes.push_back(unit.output_bytes);
+      input.checkpoint_tier.push_back(unit.checkpoint_tier);
     }
-    plan_.step = plain_program(input);
+    plan_.step = make_program(input);
     const OrderInput order{plan_.layout, plan_.state.sub_groups, plan_.step};
     plan_.order_of_use = order_of_use(order);
     plan_.order_of_completion = order_of_completion(order);
     input.training = false;
     input.micro_batches = 1;
-    plan_.evaluate = plain_program(input);
+    input.order = UnitOrder::plain;
+    for (ParameterAccess& access : input.access) {
+      // Evaluation finds whole units complete.
+      if (access == ParameterAccess::completed) access = ParameterAccess::in_place;
+    }
+    plan_.evaluate = make_program(input);
+    lay_out_places();
     // Evaluation runs in the same window, and may put other units into its slots.
-    const auto& evaluate = plan_.evaluate.window_numel;
-    auto& window = plan_.step.window_numel;
-    window.resize(std::max(window.size(), evaluate.size()), 0);
-    for (size_t slot = 0; slot < evaluate.size(); ++slot) {
-      window[slot] = std::max(window[slot], evaluate[slot]);
+    widen(plan_.step.window_numel, plan_.evaluate.window_numel);
+  }
+
+  template <typename Size>
+  static void widen(std::vector<Size>& sizes, const std::vector<Size>& others) {
+    sizes.resize(std::max(sizes.size(), others.size()), 0);
+    for (size_t i = 0; i < others.size(); ++i) sizes[i] = std::max(sizes[i], others[i]);
+  }
+
+  void lay_out_places() {
+    ActivationLayout& activations = plan_.activations;
+    std::vector<uint64_t> bytes = plan_.step.place_bytes;
+    widen(bytes, plan_.evaluate.place_bytes);
+    activations.boundary_bytes = 0;
+    activations.place_offset.clear();
+    for (const uint64_t place : bytes) {
+      activations.place_offset.push_back(activations.boundary_bytes);
+      activations.boundary_bytes += place;
     }
   }
 
@@ -270,18 +346,17 @@ class Planner {
     for (const Reservation& r : offload::reservations_for(plan_.staging)) {
       summary.reservations.push_back(r);
     }
-    const auto frozen_bytes =
-        static_cast<uint64_t>(plan_.layout.frozen_grains() * kGrainNumel) * element_bytes_;
-    add(plan_.frozen_tier, StateKind::param, reserved::kFrozen, frozen_bytes);
     add(Tier::device, StateKind::param, reserved::kWindow,
         static_cast<uint64_t>(sum(plan_.step.window_numel)) * element_bytes_);
     add(Tier::device, StateKind::grad, reserved::kLocalGrads,
         static_cast<uint64_t>(sum(plan_.step.grad_slot_numel)) * element_bytes_);
+    add(Tier::device, StateKind::grad, reserved::kGradSums,
+        static_cast<uint64_t>(sum(plan_.step.sum_slot_numel)) * sizeof(float));
     add(Tier::device, StateKind::grad, reserved::kReducedGrads, 2 * plan_.reduced_bytes);
     add(Tier::device, StateKind::grad, reserved::kReduceScratch, plan_.reduce_scratch_bytes);
     add(Tier::device, StateKind::activation, reserved::kBoundary, activations.boundary_bytes);
     add(Tier::device, StateKind::activation, reserved::kOutputGrads,
-        2 * activations.output_grad_bytes);
+        static_cast<uint64_t>(plan_.step.output_grads) * activations.output_grad_bytes);
     add(Tier::device, StateKind::activation, reserved::kSaved, activations.saved_bytes);
     add(Tier::device, StateKind::activation, reserved::kWorkspace, activations.workspace_bytes);
     add(Tier::device, StateKind::other, reserved::kTokens, token_bytes);
@@ -296,6 +371,9 @@ class Planner {
         static_cast<uint64_t>(plan_.layout.trainable_grains()) * sizeof(double));
     add(Tier::host, StateKind::other, reserved::kTransfer,
         static_cast<uint64_t>(2 * plan_.transfer_grains * kGrainNumel) * sizeof(float));
+    add(Tier::host, StateKind::other, reserved::kParameterRing, parameter_ring_bytes());
+    add(Tier::host, StateKind::other, reserved::kGradientRing, gradient_ring_bytes());
+    reserve_checkpoints();
     if (plan_.commits()) {
       const uint64_t journal = offload::SlotStore::journal_bytes(plan_.state.slot_layout());
       add(Tier::host, StateKind::other, reserved::kJournalRecord, journal / 2);
@@ -305,13 +383,65 @@ class Planner {
     for (const Reservation& r : summary.reservations) needed(r.tier) += r.bytes;
   }
 
+  void reserve_checkpoints() {
+    const ActivationLayout& activations = plan_.activations;
+    const uint64_t on_nvme = activations.stored_bytes[static_cast<size_t>(Tier::nvme)];
+    add(Tier::host, StateKind::activation, reserved::kHostActivations,
+        activations.stored_bytes[static_cast<size_t>(Tier::host)]);
+    add(Tier::nvme, StateKind::activation, reserved::kActivationFile, on_nvme);
+    uint64_t largest = 0;
+    for (const PerUnit& unit : activations.units) {
+      if (unit.checkpoint_tier == Tier::nvme) largest = std::max(largest, unit.output_bytes);
+    }
+    add(Tier::host, StateKind::other, reserved::kActivationRing,
+        std::min(on_nvme, transfers_ahead() * largest));
+  }
+
+  // Of those between nvme and the device that have room at a time: one that is used, one that is
+  // there, one on its way; fewer where the host budget is short.
+  uint64_t transfers_ahead() const {
+    return input_.config.overlap ? static_cast<uint64_t>(host_.transfers_ahead) : 1;
+  }
+
+  // Shards of gathered units on their way from nvme.
+  uint64_t parameter_ring_bytes() const {
+    uint64_t largest = 0;
+    uint64_t all = 0;
+    for (const Unit& unit : units()) {
+      if (unit.whole) continue;
+      const uint64_t bytes = nvme_param_bytes(plan_, unit);
+      largest = std::max(largest, bytes);
+      all += bytes;
+    }
+    const auto ranks = static_cast<uint64_t>(plan_.layout.world_size());
+    const uint64_t prefetch = static_cast<uint64_t>(prefetch_numel()) * element_bytes_ / ranks;
+    const uint64_t ahead = std::min((transfers_ahead() - 1) * largest, prefetch);
+    return std::min(all, largest + align_up(ahead));
+  }
+
+  // Shards of gradients on their way to nvme.
+  uint64_t gradient_ring_bytes() const {
+    uint64_t largest = 0;
+    for (const Unit& unit : units()) {
+      const GrainRange part = intersect(unit.trainable.shard(), plan_.state.grad.range(Tier::nvme));
+      largest = std::max(
+          largest, static_cast<uint64_t>(part.grains() * plan_.state.grain_bytes(StateKind::grad)));
+    }
+    return transfers_ahead() * largest;
+  }
+
   int64_t largest_shard_numel() const {
     int64_t largest = 0;
     for (const Unit& unit : units()) largest = std::max(largest, unit.trainable.shard_numel);
     return largest;
   }
 
-  // A unit's gradient summed over ranks, this rank's shard of it, in fp32.
+  // Of what each rank adds up of a unit's gradient.
+  int64_t largest_part_numel() const {
+    return largest_shard_numel() * plan_.layout.state_shards() / input_.world.size;
+  }
+
+  // A unit's gradient summed over ranks, this rank's shard of it, in fp32; with stage 0 all shards.
   uint64_t reduced_bytes() const {
     if (input_.world.size == 1) return 0;
     return static_cast<uint64_t>(largest_shard_numel()) * sizeof(float);
@@ -321,10 +451,7 @@ class Planner {
     if (input_.config.reduce_bucket_numel != Config::kAutoReduceBucket) {
       return input_.config.reduce_bucket_numel;
     }
-    int64_t widest = 0;
-    for (const PerUnit& unit : plan_.activations.units) {
-      widest = std::max(widest, unit.output_channels);
-    }
+    const int64_t widest = widest_channels(input_.model);
     return widest * widest;
   }
 
@@ -333,8 +460,8 @@ class Planner {
     const int64_t piece = reduce_bucket_numel() / input_.world.size;
     const int64_t whole_grains = std::max<int64_t>(piece / kGrainNumel, 1) * kGrainNumel;
     return static_cast<uint64_t>((input_.world.size - 1) *
-                                 std::min(whole_grains, largest_shard_numel())) *
-           element_bytes_;
+                                 std::min(whole_grains, largest_part_numel())) *
+           size_bytes(plan_.reduced_dtype());
   }
 
   // The largest part of a unit's gradient that lands on the host.
@@ -376,12 +503,29 @@ class Planner {
   const PlanInput& input_;
   const uint64_t element_bytes_;
   HostShare host_;
+  int units_ahead_ = 1;
   Plan plan_;
 };
 
+// The order that moves what it has to in less time; the plain one where it makes no difference.
+Plan faster(const PlanInput& input, Plan plain, Plan vertical) {
+  constexpr double kWorthwhile = 0.95;
+  if (vertical.summary.over_budget()) return plain;
+  if (plain.summary.over_budget()) return vertical;
+  const bool is_faster =
+      step_seconds(vertical, input.speeds) < kWorthwhile * step_seconds(plain, input.speeds);
+  return is_faster ? std::move(vertical) : std::move(plain);
+}
+
 }  // namespace
 
-Plan make_plan_unchecked(const PlanInput& input) { return Planner(input).make(); }
+Plan make_plan_unchecked(const PlanInput& input) {
+  const Config& config = input.config;
+  if (config.order == OrderChoice::vertical) return Planner(input, UnitOrder::vertical).make();
+  Plan plain = Planner(input, UnitOrder::plain).make();
+  if (config.order == OrderChoice::plain || config.accumulation_steps == 1) return plain;
+  return faster(input, std::move(plain), Planner(input, UnitOrder::vertical).make());
+}
 
 Plan make_plan(const PlanInput& input) {
   Plan plan = make_plan_unchecked(input);

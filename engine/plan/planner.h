@@ -1,6 +1,7 @@
 // Turns configuration, model and world into the plan that the run consumes.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -31,18 +32,34 @@ struct MachineMemory {
   static MachineMemory of_host(const Config& config, int ranks);
 };
 
+// How fast things are, a second, as far as the choice between two plans needs it: a host with one
+// disk, of which DDR and PCIe are an order of magnitude away.
+struct MachineSpeeds {
+  double operations = 1e11;    // of matrix products
+  double nvme_bytes = 2e9;     // read and written
+  double device_bytes = 1e10;  // either way
+  double comm_bytes = 5e9;     // sent to other ranks
+};
+
 // Where activations lie in their reservations; offsets in bytes.
 struct ActivationLayout {
   struct PerUnit {
     LayerFootprint footprint;
     int64_t output_channels = 0;
-    uint64_t output_offset = 0;  // in "boundary activations"
-    uint64_t saved_offset = 0;   // in "saved activations"
-    bool keeps_saved = false;    // until its backward; otherwise recomputed into the shared place
+    uint64_t output_bytes = 0;  // of one micro-batch, in whole pages
+    uint64_t saved_offset = 0;  // in "saved activations": of the first micro-batch kept there,
+    uint64_t saved_stride = 0;  // and from one to the next
+    bool keeps_saved = false;   // until its backward; otherwise recomputed into the shared place
+    // Where its output waits for backward; on host and nvme from this offset on, as above.
+    Tier checkpoint_tier = Tier::device;
+    uint64_t stored_offset = 0;
+    uint64_t stored_stride = 0;
   };
   std::vector<PerUnit> units;
+  std::vector<uint64_t> place_offset;  // in "boundary activations", by place
   uint64_t boundary_bytes = 0;
-  uint64_t output_grad_bytes = 0;  // one of two, taken in turn
+  std::array<uint64_t, kTierCount> stored_bytes = {};  // of outputs on host and nvme
+  uint64_t output_grad_bytes = 0;                      // of one place
   uint64_t saved_bytes = 0;
   uint64_t workspace_bytes = 0;
 };
@@ -53,24 +70,43 @@ struct Plan {
   ModelLayout layout;
   std::vector<Segment> segments;
   offload::TrainingStateSpec state;
-  Tier frozen_tier = Tier::device;
   offload::StagingLayout staging;
   ActivationLayout activations;
+  int micro_batches = 1;
+  UnitOrder order = UnitOrder::plain;
+  GradientSums sums = GradientSums::none;
   Program step;
   Program evaluate;
   LinkBytes update_traffic = {};      // the part of a step's that a skipped one does not move
-  uint64_t reduced_bytes = 0;         // one of two buffers for gradients summed over ranks
+  uint64_t reduced_bytes = 0;         // one of two buffers for a unit's gradients summed over ranks
   uint64_t reduce_scratch_bytes = 0;  // what peers send of them at a time
   uint64_t landing_bytes = 0;         // one of two buffers for gradients on their way to the host
   int64_t transfer_grains = 0;        // room of the buffer behind initialization and digests
   std::vector<int32_t> order_of_use;  // of sub-groups (engine/plan/sub_group_order.h)
   std::vector<int32_t> order_of_completion;
 
+  // Whether anything lives on nvme.
+  bool uses_nvme() const { return summary.needed_bytes[static_cast<size_t>(Tier::nvme)] > 0; }
   // Whether each step's state becomes durable before the next one starts.
   bool commits() const { return state.uses_nvme() && state.slots > 1; }
 
-  // Of the gradients that land: summed over ranks they are fp32, a single rank's are as computed.
-  DType landed_dtype() const { return layout.world_size() > 1 ? DType::fp32 : state.param_dtype; }
+  // Of the gradients that land: sums are fp32, a single rank's and micro-batch's are as computed.
+  DType landed_dtype() const {
+    return layout.world_size() > 1 || sums != GradientSums::none ? DType::fp32 : state.param_dtype;
+  }
+  // Whether a reduction of this micro-batch goes over the ranks; and whether what it adds up lands.
+  bool reduces(int micro_batch) const {
+    return sums != GradientSums::whole || is_last(micro_batch);
+  }
+  bool lands(int micro_batch) const { return sums == GradientSums::none || is_last(micro_batch); }
+  bool adds_at_landing(int micro_batch) const {
+    return sums == GradientSums::none && micro_batch > 0;
+  }
+  bool is_last(int micro_batch) const { return micro_batch == micro_batches - 1; }
+  // Of what ranks send of gradients.
+  DType reduced_dtype() const {
+    return sums == GradientSums::whole ? DType::fp32 : state.param_dtype;
+  }
 };
 
 // Doubles that ranks exchange in a step: the loss, the sum of squares and whether to stop; and when
@@ -80,9 +116,9 @@ inline constexpr uint64_t kCommitDoubles = 1;
 
 // Names of the reservations that the runtime claims itself; the rest belong to offload.
 namespace reserved {
-inline constexpr const char* kFrozen = "frozen parameters";
 inline constexpr const char* kWindow = "gather window";
 inline constexpr const char* kLocalGrads = "local gradients";
+inline constexpr const char* kGradSums = "gradient sums";
 inline constexpr const char* kReducedGrads = "reduced gradients";
 inline constexpr const char* kReduceScratch = "reduce scratch";
 inline constexpr const char* kTokens = "tokens";
@@ -101,6 +137,11 @@ inline constexpr const char* kTransfer = "transfer buffer";
 inline constexpr const char* kJournalRecord = "journal record";
 inline constexpr const char* kStateFile = "state file";
 inline constexpr const char* kJournalFile = "journal file";
+inline constexpr const char* kParameterRing = "parameter staging";
+inline constexpr const char* kGradientRing = "gradient staging";
+inline constexpr const char* kActivationRing = "activation staging";
+inline constexpr const char* kHostActivations = "activations on host";
+inline constexpr const char* kActivationFile = "activation file";
 }  // namespace reserved
 
 struct PlanInput {
@@ -110,6 +151,7 @@ struct PlanInput {
   BatchShape micro_batch;
   const ops::LayerOps& ops;  // sizes saved and workspace bytes
   MachineMemory machine;
+  MachineSpeeds speeds = {};
 };
 
 // Throws ConfigError for what cannot be planned, and OutOfBudget where a tier's budget is too

@@ -9,8 +9,7 @@ namespace strata::engine {
 
 void GatherOrder::gather(const Action& action) {
   if (postponed_.empty() && parts_.updater.has_parameters(action.unit)) {
-    await_parameters(action.unit, parts_.copy_in);
-    parts_.window.gather(action.unit, action.slot);
+    start(action);
   } else {
     postponed_.push_back(action);
   }
@@ -28,11 +27,18 @@ void GatherOrder::need(const std::vector<int>& units) {
 
 void GatherOrder::start(size_t count) {
   const auto end = postponed_.begin() + static_cast<int64_t>(count);
-  for (auto action = postponed_.begin(); action != end; ++action) {
-    await_parameters(action->unit, parts_.copy_in);
-    parts_.window.gather(action->unit, action->slot);
-  }
+  for (auto action = postponed_.begin(); action != end; ++action) start(*action);
   postponed_.erase(postponed_.begin(), end);
+}
+
+void GatherOrder::start(const Action& action) {
+  if (action.slot >= 0) {
+    await_parameters(action.unit, parts_.copy_in);
+    parts_.window.gather(action.unit, action.slot);
+  } else {
+    await_parameters(action.unit, parts_.comm);
+    parts_.window.complete(action.unit);
+  }
 }
 
 // Makes later work on `queue` find the unit's parameters as the last step left them. Compute stands

@@ -27,6 +27,7 @@ class GatherOrder {
     ParameterWindow& window;
     Updater& updater;
     Queue& copy_in;
+    Queue& comm;
     Queue& compute;
     const ComputeSpans& passes;  // on `compute`
     TrafficSink& traffic;
@@ -44,6 +45,7 @@ class GatherOrder {
 
  private:
   void start(size_t count);
+  void start(const Action& action);
   void await_parameters(int unit, Queue& queue);
 
   const Parts parts_;

@@ -31,30 +31,50 @@ NvmeStore::NvmeStore(const Plan& plan, const Config& config, const Parts& parts,
       tiers_(tiers),
       journal_record_(tiers.claim(reserved::kJournalRecord)),
       pump_(make_io_engine(config, parts), kPumpRequests),
-      slots_(plan.state.slot_layout(), make_files(parts), pump_,
-             std::span<std::byte>(journal_record_.data(), journal_record_.bytes())) {}
+      stripes_(make_stripes(config, parts.disturbance,
+                            plan.summary.needed_bytes[static_cast<size_t>(Tier::nvme)],
+                            parts.log)) {
+  if (plan.state.uses_nvme()) make_slots(parts);
+  for (StateKind kind : offload::kFileKinds) {
+    const uint64_t bytes = offload::shard_file_bytes(plan.state, kind);
+    if (bytes == 0) continue;
+    shard_files_[static_cast<size_t>(kind)] =
+        make_file(offload::shard_file_name(kind).c_str(), bytes, parts);
+  }
+  const uint64_t activation_bytes = tiers.reserved_bytes(reserved::kActivationFile);
+  if (activation_bytes > 0) {
+    activations_ = make_file(reserved::kActivationFile, activation_bytes, parts);
+  }
+}
 
-offload::SlotStore::Files NvmeStore::make_files(const Parts& parts) {
-  const io::BlockFileOptions options = block_file_options(config_);
+io::StripedFile NvmeStore::make_file(const char* name, uint64_t bytes, const Parts& parts) {
+  io::StripedFile file =
+      io::StripedFile::create_scratch(stripes_, bytes, block_file_options(config_), parts.log);
+  tiers_.claim_disk(name, file.bytes());
+  for (const io::BlockFile& part : file.files()) descriptors_.push_back(part.fd());
+  direct_ = direct_ && file.direct();
+  paths_ = describe_paths(config_, file);
+  return file;
+}
+
+void NvmeStore::make_slots(const Parts& parts) {
   const offload::SlotLayout layout = plan_.state.slot_layout();
-  const uint64_t state_bytes = layout.file_bytes();
-  offload::SlotStore::Files files{
-      io::StripedFile::create_scratch(
-          make_stripes(config_, parts.disturbance, state_bytes, parts.log), state_bytes, options,
-          parts.log),
-      {}};
-  tiers_.claim_disk(reserved::kStateFile, files.state.bytes());
+  offload::SlotStore::Files files{make_file(reserved::kStateFile, layout.file_bytes(), parts), {}};
   if (const uint64_t journal_bytes = offload::SlotStore::journal_bytes(layout)) {
     files.journal = io::BlockFile::create_scratch(config_.nvme_paths.front(), journal_bytes,
-                                                  options, parts.log);
+                                                  block_file_options(config_), parts.log);
     tiers_.claim_disk(reserved::kJournalFile, journal_bytes);
+    descriptors_.push_back(files.journal->fd());
   }
-  return files;
+  slots_.emplace(layout, std::move(files), pump_,
+                 std::span<std::byte>(journal_record_.data(), journal_record_.bytes()));
 }
 
 void NvmeStore::attach() {
-  io::IoResources resources = {.files = slots_.descriptors()};
-  std::vector<std::string> names = {reserved::kTransfer, reserved::kJournalRecord};
+  io::IoResources resources = {.files = descriptors_};
+  std::vector<std::string> names = {reserved::kTransfer, reserved::kJournalRecord,
+                                    reserved::kParameterRing, reserved::kGradientRing,
+                                    reserved::kActivationRing};
   for (const Reservation& staging : offload::reservations_for(plan_.staging)) {
     names.push_back(staging.name);
   }
@@ -67,8 +87,7 @@ void NvmeStore::attach() {
 
 std::string NvmeStore::description() const {
   return fmt::format("nvme: {} ({}, {}), {} sub-groups, {} slot{}", pump_.engine_name(),
-                     slots_.file().direct() ? "O_DIRECT" : "buffered",
-                     describe_paths(config_, slots_.file()), plan_.summary.sub_groups,
+                     direct_ ? "O_DIRECT" : "buffered", paths_, plan_.summary.sub_groups,
                      plan_.state.slots, plan_.state.slots == 1 ? "" : "s");
 }
 

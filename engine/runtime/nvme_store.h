@@ -1,14 +1,19 @@
-// A run's optimizer state on nvme: the files, the pump that moves bytes to and from them, and the
-// slots and journal in them.
+// What a run has on nvme: the files, the pump that moves bytes to and from them, and the slots and
+// journal of the optimizer state.
 #pragma once
 
+#include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "engine/plan/planner.h"
 #include "engine/runtime/parts.h"
+#include "io/striped_file.h"
 #include "offload/pump.h"
 #include "offload/slot_store.h"
 #include "offload/tier_manager.h"
+#include "offload/training_state.h"
 #include "strata/config.h"
 #include "strata/log.h"
 #include "strata/traffic.h"
@@ -28,21 +33,33 @@ class NvmeStore {
             offload::TierManager& tiers);
 
   offload::Pump& pump() { return pump_; }
-  offload::SlotStore& slots() { return slots_; }
+  // Null where no optimizer state is here.
+  offload::SlotStore* slots() { return slots_ ? &*slots_ : nullptr; }
+  // Files of other kinds of training state, for it to take.
+  offload::ShardFiles take_shard_files() { return std::exchange(shard_files_, {}); }
+  // Null where no activations are here.
+  const io::FileSpace* activations() const { return activations_ ? &*activations_ : nullptr; }
   // Registers memory and files that I/O touches; all of the memory has been claimed.
   void attach();
   // A start-up line: the engine in force, where the files are, and what is in them.
   std::string description() const;
 
  private:
-  offload::SlotStore::Files make_files(const Parts& parts);
+  io::StripedFile make_file(const char* name, uint64_t bytes, const Parts& parts);
+  void make_slots(const Parts& parts);
 
   const Plan& plan_;
   const Config& config_;
   offload::TierManager& tiers_;
   offload::Arena journal_record_;  // the pump's memory too: goes after it
   offload::Pump pump_;
-  offload::SlotStore slots_;
+  const io::Stripes stripes_;  // of every file but the journal
+  std::optional<offload::SlotStore> slots_;
+  offload::ShardFiles shard_files_;
+  std::optional<io::StripedFile> activations_;
+  std::vector<int> descriptors_;  // of all files
+  bool direct_ = true;            // all of them
+  std::string paths_;
 };
 
 }  // namespace strata::engine

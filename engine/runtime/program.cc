@@ -1,41 +1,77 @@
 #include "engine/runtime/program.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <limits>
+#include <map>
+#include <utility>
 
 namespace strata::engine {
 namespace {
 
+constexpr int kNone = -1;
 constexpr int kNever = std::numeric_limits<int>::max();
+
+using Op = Action::Op;
+
+bool contains(const std::vector<int>& values, int value) {
+  return std::find(values.begin(), values.end(), value) != values.end();
+}
+
+void add(std::vector<int>& values, int value) {
+  if (!contains(values, value)) values.push_back(value);
+}
 
 // Forwards and backwards in order, without data movement.
 std::vector<Action> compute_order(const ProgramInput& input) {
   const int units = static_cast<int>(input.layout.units().size());
+  const int last = units - 1;
   std::vector<Action> order;
-  for (int m = 0; m < input.micro_batches; ++m) {
-    for (int u = 0; u < units; ++u) order.push_back({Action::Op::forward, u, m});
-    if (!input.training) continue;
-    for (int u = units - 1; u >= 0; --u) {
-      Action action{Action::Op::backward, u, m};
-      action.recompute = u != units - 1 && !input.keeps_saved[static_cast<size_t>(u)];
-      order.push_back(action);
+  const auto forward = [&](int u, int m) { order.push_back({Op::forward, u, m}); };
+  const auto backward = [&](int u, int m) {
+    if (!input.training) return;
+    Action action{Op::backward, u, m};
+    action.recompute = u != last && !input.keeps_saved[static_cast<size_t>(u)];
+    order.push_back(action);
+  };
+  const auto turn = [&](int m) {
+    forward(last, m);
+    backward(last, m);
+  };
+  if (input.order == UnitOrder::plain) {
+    for (int m = 0; m < input.micro_batches; ++m) {
+      for (int u = 0; u < last; ++u) forward(u, m);
+      turn(m);
+      for (int u = last; u-- > 0;) backward(u, m);
     }
+    return order;
+  }
+  for (int u = 0; u < last; ++u) {
+    for (int m = 0; m < input.micro_batches; ++m) forward(u, m);
+  }
+  for (int m = 0; m < input.micro_batches; ++m) turn(m);
+  for (int u = last; u-- > 0;) {
+    for (int m = 0; m < input.micro_batches; ++m) backward(u, m);
   }
   return order;
 }
 
-// Assigns gathered units to window slots along the order of compute.
+// Assigns gathered units to window slots along the order of compute, and completes whole units
+// before their first use.
 class Window {
  public:
   Window(const ProgramInput& input, const std::vector<Action>& order)
-      : input_(input), order_(order) {
-    const size_t ahead = input.overlap ? 1 : 0;
+      : input_(input), order_(order), uses_(input.layout.units().size()) {
     for (size_t site = 0; site < order.size(); ++site) {
-      std::vector<int> live;
-      for (size_t s = site; s <= std::min(site + ahead, order.size() - 1); ++s) {
-        for (int unit : gathered_needs(s)) add(live, unit);
-      }
-      slots_.resize(std::max(slots_.size(), live.size()), kEmpty);
+      for (int unit : needs(site))
+        uses_[static_cast<size_t>(unit)].push_back(static_cast<int>(site));
+    }
+    completed_.resize(uses_.size(), false);
+    for (size_t site = 0; site < order.size(); ++site) {
+      const auto live = live_from(site);
+      const auto windowed = static_cast<size_t>(
+          std::count_if(live.begin(), live.end(), [this](int unit) { return is_gathered(unit); }));
+      slots_.resize(std::max(slots_.size(), windowed), kNone);
     }
     slot_numel_.resize(slots_.size(), 0);
   }
@@ -44,49 +80,72 @@ class Window {
   const std::vector<int64_t>& slot_numel() const { return slot_numel_; }
 
   // Appends the gathers that must have been issued before the compute at `site`: its own, and
-  // with overlap those of the next one.
+  // those ahead of it.
   void bring(size_t site, std::vector<Action>& actions) {
-    std::vector<int> pinned = gathered_needs(site);
-    for (int unit : gathered_needs(site)) bring_unit(unit, site, pinned, actions);
-    if (!input_.overlap || site + 1 >= order_.size()) return;
-    for (int unit : gathered_needs(site + 1)) add(pinned, unit);
-    for (int unit : gathered_needs(site + 1)) bring_unit(unit, site, pinned, actions);
+    const std::vector<int> live = live_from(site);
+    for (int unit : live) {
+      is_gathered(unit) ? bring_unit(unit, site, live, actions) : complete(unit, site, actions);
+    }
   }
 
  private:
-  static constexpr int kEmpty = -1;
+  ParameterAccess access(int unit) const { return input_.access[static_cast<size_t>(unit)]; }
+  bool is_gathered(int unit) const { return access(unit) == ParameterAccess::gathered; }
 
-  static void add(std::vector<int>& units, int unit) {
-    if (std::find(units.begin(), units.end(), unit) == units.end()) units.push_back(unit);
-  }
-
-  std::vector<int> gathered_needs(size_t site) const {
+  // Units that an action brings to the compute at `site`.
+  std::vector<int> needs(size_t site) const {
     std::vector<int> needs;
-    const Unit& unit = input_.layout.units()[static_cast<size_t>(order_[site].unit)];
-    for (int need : unit.needs) {
-      if (input_.gathered[static_cast<size_t>(need)]) needs.push_back(need);
+    for (int need : input_.layout.units()[static_cast<size_t>(order_[site].unit)].needs) {
+      if (access(need) != ParameterAccess::in_place) needs.push_back(need);
     }
     return needs;
   }
 
-  int next_use(int unit, size_t after) const {
-    for (size_t site = after; site < order_.size(); ++site) {
-      const auto needs = gathered_needs(site);
-      if (std::find(needs.begin(), needs.end(), unit) != needs.end()) {
-        return static_cast<int>(site);
+  // What the compute at `site` needs, then the next units ahead of it, as they are used.
+  std::vector<int> live_from(size_t site) const {
+    std::vector<int> live = needs(site);
+    if (!input_.overlap) return live;
+    int64_t live_numel = 0;
+    for (int unit : live) live_numel += numel(unit);
+    int ahead = 0;
+    int64_t ahead_numel = 0;
+    for (size_t s = site + 1; s < order_.size(); ++s) {
+      for (int unit : needs(s)) {
+        if (contains(live, unit)) continue;
+        ahead_numel += numel(unit);
+        live_numel += numel(unit);
+        const bool holds = ahead < input_.gather_ahead && ahead_numel <= input_.prefetch_numel &&
+                           live_numel <= input_.max_live_numel;
+        if (ahead > 0 && !holds) return live;
+        live.push_back(unit);
+        ++ahead;
       }
     }
-    return kNever;
+    return live;
   }
 
-  void bring_unit(int unit, size_t site, const std::vector<int>& pinned,
+  int64_t numel(int unit) const { return input_.layout.units()[static_cast<size_t>(unit)].numel(); }
+
+  int next_use(int unit, size_t after) const {
+    const auto& uses = uses_[static_cast<size_t>(unit)];
+    const auto next = std::lower_bound(uses.begin(), uses.end(), static_cast<int>(after));
+    return next == uses.end() ? kNever : *next;
+  }
+
+  void complete(int unit, size_t site, std::vector<Action>& actions) {
+    if (completed_[static_cast<size_t>(unit)]) return;
+    completed_[static_cast<size_t>(unit)] = true;
+    actions.push_back({Op::gather, unit, order_[site].micro_batch});
+  }
+
+  void bring_unit(int unit, size_t site, const std::vector<int>& live,
                   std::vector<Action>& actions) {
-    if (std::find(slots_.begin(), slots_.end(), unit) != slots_.end()) return;
-    auto victim = std::find(slots_.begin(), slots_.end(), kEmpty);
-    int farthest = -1;
+    if (contains(slots_, unit)) return;
+    auto victim = std::find(slots_.begin(), slots_.end(), kNone);
+    int farthest = kNone;
     if (victim == slots_.end()) {
       for (auto slot = slots_.begin(); slot != slots_.end(); ++slot) {
-        if (std::find(pinned.begin(), pinned.end(), *slot) != pinned.end()) continue;
+        if (contains(live, *slot)) continue;
         const int use = next_use(*slot, site);
         if (use > farthest) {
           farthest = use;
@@ -95,125 +154,273 @@ class Window {
       }
     }
     *victim = unit;
-    Action action{Action::Op::gather, unit, order_[site].micro_batch};
+    Action action{Op::gather, unit, order_[site].micro_batch};
     action.slot = static_cast<int>(victim - slots_.begin());
-    int64_t& numel = slot_numel_[static_cast<size_t>(action.slot)];
-    numel = std::max(numel, input_.layout.units()[static_cast<size_t>(unit)].numel());
+    int64_t& most = slot_numel_[static_cast<size_t>(action.slot)];
+    most = std::max(most, numel(unit));
     actions.push_back(action);
   }
 
   const ProgramInput& input_;
   const std::vector<Action>& order_;
-  std::vector<int> slots_;  // unit in each slot
+  std::vector<std::vector<int>> uses_;  // by unit: sites
+  std::vector<bool> completed_;         // by unit
+  std::vector<int> slots_;              // unit in each slot
   std::vector<int64_t> slot_numel_;
 };
 
-// Gradient slots: a unit holds one from the first backward that touches its parameters until its
-// gradients are handed to landing. With overlap a slot that was given back rests for one turn, so
-// that landing hides behind the next backward. Every micro-batch repeats the same assignment.
+// Buffers handed out and taken back along the program. One that was given back may have to rest for
+// a turn, so that what still reads it does so under the next compute.
+template <typename Size>
+class Pool {
+ public:
+  explicit Pool(bool rests) : resting_(rests ? 1 : 0) {}
+
+  // The smallest free buffer that is large enough, or the largest there is.
+  int take(Size size) {
+    if (free_.size() <= resting_) {
+      sizes_.push_back(size);
+      return static_cast<int>(sizes_.size()) - 1;
+    }
+    const auto better = [&](int a, int b) {
+      const Size of_a = size_of(a), of_b = size_of(b);
+      return (of_a >= size) == (of_b >= size) ? (of_a >= size ? of_a < of_b : of_a > of_b)
+                                              : of_a >= size;
+    };
+    const auto rested = free_.end() - static_cast<std::ptrdiff_t>(resting_);
+    const auto best = std::min_element(free_.begin(), rested, better);
+    const int buffer = *best;
+    free_.erase(best);
+    Size& most = sizes_[static_cast<size_t>(buffer)];
+    most = std::max(most, size);
+    return buffer;
+  }
+  // Takes that very one, if it is free.
+  bool take_again(int buffer) {
+    const auto at = std::find(free_.begin(), free_.end(), buffer);
+    if (at == free_.end()) return false;
+    free_.erase(at);
+    return true;
+  }
+  void give_back(int buffer) { free_.push_back(buffer); }
+  // What each buffer has to hold.
+  const std::vector<Size>& sizes() const { return sizes_; }
+
+ private:
+  Size size_of(int buffer) const { return sizes_[static_cast<size_t>(buffer)]; }
+
+  const size_t resting_;
+  std::vector<int> free_;  // longest free first
+  std::vector<Size> sizes_;
+};
+
+// Gradient slots: a unit holds one a micro-batch, from the first backward that touches its
+// parameters until its gradients are handed to landing.
 class GradientSlots {
  public:
   explicit GradientSlots(const ProgramInput& input)
-      : units_(input.layout.units()),
-        resting_(input.overlap ? 1 : 0),
-        slot_of_(units_.size(), kNone),
-        users_(units_.size(), 0) {
-    for (const Unit& unit : units_) {
-      for (int owner : trainable_owners(unit)) ++users_[static_cast<size_t>(owner)];
+      : input_(input),
+        units_(input.layout.units()),
+        pool_(input.overlap),
+        sums_(input.overlap),
+        own_(units_.size()),
+        sum_slot_(units_.size(), kNone) {
+    slot_of_.resize(units_.size() * static_cast<size_t>(input.micro_batches), kNone);
+    for (const Unit& unit : units_) owners_.push_back(trainable_owners(unit));
+    first_user_.resize(units_.size(), kNone);
+    for (size_t u = units_.size(); u-- > 0;) {
+      for (int owner : owners_[u]) first_user_[static_cast<size_t>(owner)] = static_cast<int>(u);
     }
-    for (auto unit = units_.rbegin(); unit != units_.rend(); ++unit) assign(*unit);
   }
 
   const std::vector<int>& slot_of() const { return slot_of_; }
-  const std::vector<int64_t>& slot_numel() const { return slot_numel_; }
+  const std::vector<int64_t>& slot_numel() const { return pool_.sizes(); }
+  const std::vector<int>& sum_slot() const { return sum_slot_; }
+  const std::vector<int64_t>& sum_numel() const { return sums_.sizes(); }
 
-  // Owners whose gradients are complete once this unit's backward has run: no earlier unit uses
-  // them.
-  std::vector<int> complete_after(int unit_index) const {
-    std::vector<int> complete;
-    for (int owner : trainable_owners(units_[static_cast<size_t>(unit_index)])) {
-      if (first_user(owner) == unit_index) complete.push_back(owner);
+  // A backward: takes slots for what it touches first, and appends the reductions of what no
+  // earlier unit uses.
+  void pass(const Action& backward, std::vector<Action>& actions) {
+    const auto& owners = owners_[static_cast<size_t>(backward.unit)];
+    for (int owner : owners) {
+      int& held = slot(owner, backward.micro_batch);
+      if (held != kNone) continue;
+      // In plain order every micro-batch repeats the first one's assignment.
+      const int before = input_.order == UnitOrder::plain && backward.micro_batch > 0
+                             ? slot(owner, backward.micro_batch - 1)
+                             : kNone;
+      held = pool_.take_again(before) ? before : take(owner);
     }
-    return complete;
+    for (int owner : owners) {
+      if (first_user_[static_cast<size_t>(owner)] != backward.unit) continue;
+      Action reduce{Op::reduce, owner, backward.micro_batch};
+      reduce.slot = slot(owner, backward.micro_batch);
+      actions.push_back(reduce);
+      give_back(owner, reduce.slot);
+      if (input_.sums != GradientSums::none) add_up(reduce);
+    }
   }
 
  private:
-  static constexpr int kNone = -1;
-
   static std::vector<int> trainable_owners(const Unit& unit) {
     std::vector<int> owners;
     for (const ParameterRef& ref : unit.parameters) {
-      if (ref.trainable && std::find(owners.begin(), owners.end(), ref.unit) == owners.end()) {
-        owners.push_back(ref.unit);
-      }
+      if (ref.trainable) add(owners, ref.unit);
     }
     return owners;
   }
 
-  // Backward runs from the last unit to the first, so the first user is the last to add.
-  int first_user(int owner) const {
-    for (size_t u = 0; u < units_.size(); ++u) {
-      const auto owners = trainable_owners(units_[u]);
-      if (std::find(owners.begin(), owners.end(), owner) != owners.end()) {
-        return static_cast<int>(u);
-      }
-    }
-    return kNone;
+  int& slot(int owner, int micro_batch) {
+    return slot_of_[static_cast<size_t>(micro_batch) * units_.size() + static_cast<size_t>(owner)];
   }
 
-  void assign(const Unit& unit) {
-    for (int owner : trainable_owners(unit)) {
-      int& slot = slot_of_[static_cast<size_t>(owner)];
-      if (slot == kNone) slot = take();
-      int64_t& numel = slot_numel_[static_cast<size_t>(slot)];
-      numel = std::max(numel, units_[static_cast<size_t>(owner)].trainable.numel);
-    }
-    for (int owner : trainable_owners(unit)) {
-      if (--users_[static_cast<size_t>(owner)] == 0) {
-        free_.push_back(slot_of_[static_cast<size_t>(owner)]);
-      }
-    }
+  int take(int owner) {
+    auto& own = own_[static_cast<size_t>(owner)];
+    if (own.empty()) return pool_.take(units_[static_cast<size_t>(owner)].trainable.numel);
+    const int slot = own.back();
+    own.pop_back();
+    return slot;
+  }
+  void give_back(int owner, int slot) {
+    input_.recycle_gradients ? pool_.give_back(slot)
+                             : own_[static_cast<size_t>(owner)].push_back(slot);
   }
 
-  int take() {
-    if (free_.size() > resting_) {
-      const int slot = free_.front();
-      free_.erase(free_.begin());
-      return slot;
-    }
-    slot_numel_.push_back(0);
-    return static_cast<int>(slot_numel_.size()) - 1;
+  // The sum takes a buffer from the first micro-batch to the last.
+  void add_up(const Action& reduce) {
+    int& slot = sum_slot_[static_cast<size_t>(reduce.unit)];
+    const int64_t numel = units_[static_cast<size_t>(reduce.unit)].trainable.numel;
+    const int64_t parts = input_.sums == GradientSums::whole ? 1 : input_.layout.world_size();
+    if (reduce.micro_batch == 0) slot = sums_.take(numel / parts);
+    if (reduce.micro_batch == input_.micro_batches - 1) sums_.give_back(slot);
   }
 
+  const ProgramInput& input_;
   const std::vector<Unit>& units_;
-  const size_t resting_;
+  Pool<int64_t> pool_;
+  Pool<int64_t> sums_;
+  std::vector<std::vector<int>> own_;     // by unit: its free slots, where they are not shared
+  std::vector<std::vector<int>> owners_;  // by unit: whose gradients its backward adds to
+  std::vector<int> first_user_;           // by unit: the last one in backward to add
   std::vector<int> slot_of_;
-  std::vector<int> users_;  // units yet to add to this owner's gradients
-  std::vector<int> free_;   // longest free first
-  std::vector<int64_t> slot_numel_;
+  std::vector<int> sum_slot_;  // by unit
 };
+
+// Places of outputs: from the forward that writes one to the last compute that reads it. One that
+// waits for backward elsewhere gives its place back in between.
+class Places {
+ public:
+  explicit Places(const ProgramInput& input)
+      : input_(input),
+        last_(static_cast<int>(input.layout.units().size()) - 1),
+        pool_(input.overlap && any_stored()) {}
+
+  const std::vector<uint64_t>& place_bytes() const { return pool_.sizes(); }
+
+  // Brings back what the backward needs.
+  void restore(const Action& backward, std::vector<Action>& actions) {
+    const int unit = backward.unit - 1;
+    if (unit < 0 || place_.contains({unit, backward.micro_batch})) return;
+    Action action{Op::restore, unit, backward.micro_batch};
+    action.output = take(unit, backward.micro_batch);
+    actions.push_back(action);
+  }
+
+  // Says where a compute's input and output lie.
+  void enter(Action& compute) {
+    const int m = compute.micro_batch;
+    if (compute.unit > 0) compute.input = place_.at({compute.unit - 1, m});
+    if (compute.op == Op::forward && compute.unit < last_) compute.output = take(compute.unit, m);
+  }
+
+  // Gives back what nobody reads any more.
+  void leave(const Action& compute, std::vector<Action>& actions) {
+    const int m = compute.micro_batch;
+    const bool forward = compute.op == Op::forward;
+    if (forward && is_stored(compute.unit)) {
+      Action save{Op::save, compute.unit, m};
+      save.output = compute.output;
+      actions.push_back(save);
+    }
+    if (compute.unit == 0) return;
+    const bool read_again = forward && input_.training && !is_stored(compute.unit - 1);
+    if (!read_again) give_back(compute.unit - 1, m);
+  }
+
+ private:
+  // The last unit's input is read by its backward at once.
+  bool is_stored(int unit) const {
+    return input_.training && unit < last_ - 1 &&
+           input_.checkpoint_tier[static_cast<size_t>(unit)] != Tier::device;
+  }
+  bool any_stored() const {
+    for (int unit = 0; unit < last_; ++unit) {
+      if (is_stored(unit)) return true;
+    }
+    return false;
+  }
+  int take(int unit, int micro_batch) {
+    const int place = pool_.take(input_.output_bytes[static_cast<size_t>(unit)]);
+    place_[{unit, micro_batch}] = place;
+    return place;
+  }
+  void give_back(int unit, int micro_batch) {
+    const auto at = place_.find({unit, micro_batch});
+    pool_.give_back(at->second);
+    place_.erase(at);
+  }
+
+  const ProgramInput& input_;
+  const int last_;
+  Pool<uint64_t> pool_;
+  std::map<std::pair<int, int>, int> place_;  // of (unit, micro-batch)
+};
+
+// Gradients of outputs: each is written by one backward and read by the next of its micro-batch.
+void assign_output_grads(std::vector<Action>& order, int places) {
+  int backwards = 0;
+  std::map<int, int> held;  // by micro-batch
+  for (Action& action : order) {
+    if (action.op != Op::backward) continue;
+    const auto from = held.find(action.micro_batch);
+    if (from != held.end()) action.output_grad = from->second;
+    held.erase(action.micro_batch);
+    if (action.unit > 0) held[action.micro_batch] = action.input_grad = backwards++ % places;
+  }
+}
 
 }  // namespace
 
-Program plain_program(const ProgramInput& input) {
-  const std::vector<Action> order = compute_order(input);
+Program make_program(const ProgramInput& input) {
   Program program;
+  std::vector<Action> order = compute_order(input);
+  if (input.training) {
+    program.output_grads = (input.order == UnitOrder::plain ? 1 : input.micro_batches) + 1;
+    assign_output_grads(order, program.output_grads);
+  }
   Window window(input, order);
-  const GradientSlots gradients(input);
+  GradientSlots gradients(input);
+  Places places(input);
   for (size_t site = 0; site < order.size(); ++site) {
     window.bring(site, program.actions);
-    const Action& action = order[site];
-    program.actions.push_back(action);
-    if (action.op != Action::Op::backward) continue;
-    for (int owner : gradients.complete_after(action.unit)) {
-      Action reduce{Action::Op::reduce, owner, action.micro_batch};
-      reduce.slot = gradients.slot_of()[static_cast<size_t>(owner)];
-      program.actions.push_back(reduce);
+    Action& action = order[site];
+    const bool backward = action.op == Op::backward;
+    if (backward) places.restore(action, program.actions);
+    places.enter(action);
+    // With overlap the next checkpoint comes back under this backward.
+    if (input.overlap && site + 1 < order.size() && order[site + 1].op == Op::backward) {
+      places.restore(order[site + 1], program.actions);
     }
+    program.actions.push_back(action);
+    places.leave(action, program.actions);
+    if (backward) gradients.pass(action, program.actions);
   }
   program.window_numel = window.slot_numel();
   program.grad_slot = gradients.slot_of();
-  if (input.training) program.grad_slot_numel = gradients.slot_numel();
+  program.grad_slot_numel = gradients.slot_numel();
+  program.sum_slot = gradients.sum_slot();
+  program.sum_slot_numel = gradients.sum_numel();
+  program.place_bytes = places.place_bytes();
   return program;
 }
 

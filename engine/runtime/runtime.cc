@@ -34,7 +34,8 @@ Runtime::Runtime(Model model, const Config& config, const World& world,
   const int optimizer_threads = thread_count(config_.optimizer_threads, world_);
   const CpuBinding binding = cpu_binding(config_, world_, this_machine(), optimizer_threads);
   binding_line_ = binding.description;
-  const HostDeviceOptions host = host_options(config_, disturbance, binding.memory_nodes);
+  host_options_ = host_options(config_, disturbance, binding.memory_nodes);
+  const HostDeviceOptions& host = host_options_;
   device_ = make_device(config_, host, recorder_, log_);
   compute_ = device_->create_queue({"compute", compute_threads});
   copy_in_ = device_->create_queue({"copy in", 1});
@@ -42,6 +43,8 @@ Runtime::Runtime(Model model, const Config& config, const World& world,
   comm_queue_ = device_->create_queue({"comm", 1});
   param_in_ = device_->create_queue({"parameters in", 1});
   param_out_ = device_->create_queue({"parameters out", 1});
+  activations_in_ = device_->create_queue({"activations in", 1});
+  activations_out_ = device_->create_queue({"activations out", 1});
   landing_ = make_host_queue({"landing", optimizer_threads}, host, recorder_);
   host_update_ =
       make_host_queue({"host update", optimizer_threads, binding.places}, host, recorder_);
@@ -60,32 +63,44 @@ void Runtime::build(const Disturbance& disturbance) {
                                             MachineMemory::of_host(config_, world_.local_size)}));
   compare_with_peers();
   tiers_ = std::make_unique<offload::TierManager>(*device_, plan_->summary);
-  frozen_ = tiers_->claim(reserved::kFrozen);
   tokens_ = tiers_->claim(reserved::kTokens);
   token_staging_ = tiers_->claim(reserved::kTokenStaging);
-  boundary_ = tiers_->claim(reserved::kBoundary);
   output_grads_ = tiers_->claim(reserved::kOutputGrads);
   saved_ = tiers_->claim(reserved::kSaved);
   workspace_ = tiers_->claim(reserved::kWorkspace);
   losses_ = tiers_->claim(reserved::kLoss);
   loss_readback_ = tiers_->claim(reserved::kLossReadback);
   scores_readback_ = tiers_->claim(reserved::kScoresReadback);
-  if (plan_->state.uses_nvme()) {
+  if (plan_->uses_nvme()) {
     store_ = std::make_unique<NvmeStore>(*plan_, config_,
                                          NvmeStore::Parts{disturbance, recorder_, log_}, *tiers_);
   }
-  offload::SlotStore* const slots = store_ != nullptr ? &store_->slots() : nullptr;
+  offload::SlotStore* const slots = store_ != nullptr ? store_->slots() : nullptr;
   offload::Pump* const pump = store_ != nullptr ? &store_->pump() : nullptr;
+  parameter_files_ = make_file_line(reserved::kParameterRing, "parameter files");
+  gradient_files_ = make_file_line(reserved::kGradientRing, "gradient files");
+  activation_files_ = make_file_line(reserved::kActivationRing, "activation files");
 
-  state_ = std::make_unique<offload::TrainingState>(plan_->state, *tiers_, slots, pump, *copy_in_);
-  access_ = std::make_unique<StateAccess>(
-      *plan_, StateAccess::Parts{*state_, frozen_, *copy_in_, *comm_}, *tiers_);
+  state_ = std::make_unique<offload::TrainingState>(
+      plan_->state, *tiers_, slots, pump, *copy_in_,
+      store_ != nullptr ? store_->take_shard_files() : offload::ShardFiles{});
+  access_ = std::make_unique<StateAccess>(*plan_, StateAccess::Parts{*state_, *comm_}, *tiers_);
   window_ = std::make_unique<ParameterWindow>(
-      *plan_, ParameterWindow::Parts{*state_, frozen_, *copy_in_, *comm_, *comm_queue_}, *tiers_);
+      *plan_,
+      ParameterWindow::Parts{*state_, *copy_in_, *comm_, *comm_queue_,
+                             parameter_files_.queue.get()},
+      *tiers_);
   lander_ = std::make_unique<GradientLander>(
       *plan_,
       GradientLander::Parts{*state_, *comm_, *device_state_ops_, *host_state_ops_, *compute_,
-                            *comm_queue_, *copy_out_, *landing_, recorder_},
+                            *comm_queue_, *copy_out_, *landing_, gradient_files_.queue.get(),
+                            recorder_},
+      *tiers_);
+  activations_ = std::make_unique<ActivationStore>(
+      *plan_,
+      ActivationStore::Parts{*compute_, *activations_out_, *activations_in_,
+                             activation_files_.queue.get(),
+                             store_ != nullptr ? store_->activations() : nullptr},
       *tiers_);
   updater_ = std::make_unique<Updater>(
       *plan_, config_,
@@ -93,18 +108,40 @@ void Runtime::build(const Disturbance& disturbance) {
                      *device_state_ops_,
                      *host_state_ops_},
       *tiers_);
-  gathers_ = std::make_unique<GatherOrder>(
-      GatherOrder::Parts{*window_, *updater_, *copy_in_, *compute_, *passes_, recorder_});
+  gathers_ = std::make_unique<GatherOrder>(GatherOrder::Parts{
+      *window_, *updater_, *copy_in_, *comm_queue_, *compute_, *passes_, recorder_});
   if (store_ != nullptr) store_->attach();
   access_->initialize(config_.seed);
+  window_->outdate();
+  complete_units();
+}
+
+Runtime::FileLine Runtime::make_file_line(const char* ring_name, const char* queue_name) {
+  FileLine line;
+  line.ring = tiers_->claim(ring_name);
+  if (line.ring.bytes() == 0) return line;
+  line.queue = std::make_unique<offload::FileQueue>(
+      store_->pump(), make_host_queue({queue_name, 1}, host_options_, recorder_),
+      std::span(line.ring.data(), line.ring.bytes()));
+  return line;
+}
+
+void Runtime::complete_units() {
+  for (size_t unit = 0; unit < plan_->layout.units().size(); ++unit) {
+    window_->complete(static_cast<int>(unit));
+  }
+  comm_queue_->synchronize();
 }
 
 // Work that a failure left behind still uses what is about to go.
 Runtime::~Runtime() {
   updater_.reset();
   for (const auto& queue : {&compute_, &copy_in_, &param_in_, &copy_out_, &param_out_, &comm_queue_,
-                            &landing_, &host_update_}) {
+                            &activations_in_, &activations_out_, &landing_, &host_update_}) {
     (*queue)->finish();
+  }
+  for (const FileLine* line : {&parameter_files_, &gradient_files_, &activation_files_}) {
+    if (line->queue != nullptr) line->queue->queue().finish();
   }
 }
 
@@ -163,22 +200,18 @@ void Runtime::upload_tokens(std::span<const Batch> batches) {
   compute_->wait(copy_in_->record(), {StateKind::other, -1, "compute waits for tokens"});
 }
 
-TensorView Runtime::boundary(int unit) const {
+TensorView Runtime::output(int unit, int place) const {
+  if (place < 0) return {nullptr, config_.dtype, {}};
   const auto& layout = plan_->activations.units[static_cast<size_t>(unit)];
-  if (layout.output_channels == 0) return {};
-  return {boundary_.data() + layout.output_offset,
-          config_.dtype,
-          {shape_.tokens(), layout.output_channels}};
+  return {activations_->place(place), config_.dtype, {shape_.tokens(), layout.output_channels}};
 }
 
-// Gradient of a unit's output: two buffers taken in turn down the units.
-TensorView Runtime::output_grad(int unit) const {
-  TensorView view = boundary(unit);
-  if (view) {
-    view.data = output_grads_.data() +
-                static_cast<uint64_t>(unit % 2) * plan_->activations.output_grad_bytes;
-  }
-  return view;
+TensorView Runtime::output_grad(int unit, int place) const {
+  if (place < 0) return {nullptr, config_.dtype, {}};
+  const ActivationLayout& activations = plan_->activations;
+  return {output_grads_.data() + static_cast<uint64_t>(place) * activations.output_grad_bytes,
+          config_.dtype,
+          {shape_.tokens(), activations.units[static_cast<size_t>(unit)].output_channels}};
 }
 
 LayerContext Runtime::layer_context(const Action& action,
@@ -192,42 +225,46 @@ LayerContext Runtime::layer_context(const Action& action,
           .batch = shape_,
           .tokens = {tokens, DType::int32, rows},
           .targets = {tokens + token_bytes, DType::int32, rows},
-          .input = action.unit == 0 ? TensorView{} : boundary(action.unit - 1),
+          .input = output(action.unit - 1, action.input),
           .params = params,
-          .saved = saved_.data() + layout.saved_offset,
+          .saved = saved_.data() + layout.saved_offset +
+                   static_cast<uint64_t>(action.micro_batch) * layout.saved_stride,
           .workspace = workspace_.data()};
 }
 
 void Runtime::forward(const Action& action, bool training) {
   gathers_->need(plan_->layout.units()[static_cast<size_t>(action.unit)].needs);
   const auto params = window_->use(action.unit, *compute_);
-  // A recomputation is after the saved bytes alone.
-  const TensorView output = action.recompute ? TensorView{} : boundary(action.unit);
-  const LayerForward context{layer_context(action, params), output,
+  activations_->enter(action);
+  // A recomputation has no place for an output: it is after the saved bytes alone.
+  const LayerForward context{layer_context(action, params), output(action.unit, action.output),
                              losses_.as<double>() + action.micro_batch, training,
                              static_cast<float>(loss_scaler_.scale())};
   passes_->begin();
   model_.layers[static_cast<size_t>(action.unit)]->forward(context);
   passes_->end({StateKind::activation, action.unit, action.recompute ? "recompute" : "forward"});
-  window_->release(action.unit, compute_->record());
+  const Event done = compute_->record();
+  window_->release(action.unit, done);
+  activations_->leave(action, done);
 }
 
 void Runtime::backward(const Action& action) {
   if (action.recompute) forward(action, /*training=*/true);
-  const auto grads = lander_->prepare(action.unit);
+  const auto grads = lander_->prepare(action.unit, action.micro_batch);
   const auto params = window_->use(action.unit, *compute_);
-  const TensorView input_grad = action.unit == 0 ? TensorView{} : output_grad(action.unit - 1);
-  const LayerBackward context{layer_context(action, params), output_grad(action.unit), input_grad,
-                              grads};
+  activations_->enter(action);
+  const LayerBackward context{layer_context(action, params),
+                              output_grad(action.unit, action.output_grad),
+                              output_grad(action.unit - 1, action.input_grad), grads};
   passes_->begin();
   model_.layers[static_cast<size_t>(action.unit)]->backward(context);
   passes_->end({StateKind::activation, action.unit, "backward"});
-  window_->release(action.unit, compute_->record());
+  const Event done = compute_->record();
+  window_->release(action.unit, done);
+  activations_->leave(action, done);
 }
 
 void Runtime::execute(const Program& program, bool training) {
-  const int last_unit = static_cast<int>(model_.layers.size()) - 1;
-  const int last_micro_batch = static_cast<int>(config_.accumulation_steps) - 1;
   for (const Action& action : program.actions) {
     switch (action.op) {
       case Action::Op::gather:
@@ -235,18 +272,22 @@ void Runtime::execute(const Program& program, bool training) {
         break;
       case Action::Op::forward:
         forward(action, training);
-        if (action.unit == last_unit) mark(&Marks::forward_ns);
+        mark(&Marks::forward_ns);
         gathers_->start_all();
         break;
       case Action::Op::backward:
         backward(action);
-        if (action.unit == 0) mark(&Marks::backward_ns);
+        mark(&Marks::backward_ns);
         break;
       case Action::Op::reduce:
-        lander_->land(action.unit, action.micro_batch == 0, action.micro_batch == last_micro_batch);
-        if (action.micro_batch == last_micro_batch) {
-          updater_->landed(action.unit, lander_->landed());
-        }
+        lander_->land(action.unit, action.micro_batch);
+        if (plan_->is_last(action.micro_batch)) updater_->landed(action.unit, lander_->landed());
+        break;
+      case Action::Op::save:
+        activations_->save(action);
+        break;
+      case Action::Op::restore:
+        activations_->restore(action);
         break;
     }
     if (!config_.overlap) finish_all();
@@ -254,7 +295,7 @@ void Runtime::execute(const Program& program, bool training) {
 }
 
 void Runtime::finish_all() {
-  for (const auto& queue : {&compute_, &comm_queue_, &copy_out_, &landing_}) {
+  for (const auto& queue : {&compute_, &comm_queue_, &copy_out_, &activations_out_, &landing_}) {
     (*queue)->synchronize();
   }
 }
@@ -280,15 +321,27 @@ double Runtime::read_losses(size_t count) {
 
 void Runtime::settle() {
   updater_->settle();
+  complete_units();
   // Every byte that was to be moved has been, by the count of completed transfers.
-  if (updater_->promised() != recorder_.link_bytes(true)) {
+  if (promised() != recorder_.link_bytes(true)) {
     throw Error("a transfer was lost: bytes of the update are unaccounted for");
   }
 }
 
-StateAccess& Runtime::state() {
+std::string Runtime::digest() {
   settle();
-  return *access_;
+  return access_->digest(step_, loss_scaler_.scale());
+}
+
+std::vector<float> Runtime::read_parameter(std::string_view name, StateKind kind) {
+  settle();
+  return access_->read(plan_->layout.find(name), kind);
+}
+
+void Runtime::write_parameter(std::string_view name, std::span<const float> values) {
+  settle();
+  access_->write(plan_->layout.find(name), values);
+  window_->outdate();
 }
 
 std::vector<std::string> Runtime::description() const {

@@ -13,10 +13,12 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine/comm/communicator.h"
 #include "engine/plan/planner.h"
+#include "engine/runtime/activation_store.h"
 #include "engine/runtime/gather_order.h"
 #include "engine/runtime/gradient_lander.h"
 #include "engine/runtime/loss_scaler.h"
@@ -58,9 +60,9 @@ class Runtime {
   std::vector<float> next_token_scores(std::span<const int32_t> tokens);
   // Waits for all that the last step left under way; throws what failed.
   void settle();
-  // Between steps, settled.
-  StateAccess& state();
-  std::string digest() { return state().digest(step_, loss_scaler_.scale()); }
+  std::vector<float> read_parameter(std::string_view name, StateKind kind);
+  void write_parameter(std::string_view name, std::span<const float> values);
+  std::string digest();
   int64_t step() const { return step_; }
   int rank() const { return world_.rank; }
   const Plan& plan() const { return *plan_; }
@@ -78,7 +80,14 @@ class Runtime {
     int64_t backward_ns = 0;
   };
 
+  // A line of transfers between nvme and memory reserved under a name.
+  struct FileLine {
+    offload::Arena ring;
+    std::unique_ptr<offload::FileQueue> queue;  // null without such a reservation
+  };
+
   void build(const Disturbance& disturbance);
+  FileLine make_file_line(const char* ring_name, const char* queue_name);
   // Throws ConfigError when another rank runs another model or configuration.
   void compare_with_peers();
   // Every rank's `mine`, in rank order; at most kStepDoubles of each. Holds until the next call.
@@ -92,16 +101,20 @@ class Runtime {
   void forward(const Action& action, bool training);
   void backward(const Action& action);
   LayerContext layer_context(const Action& action, std::span<const TensorView> params) const;
-  TensorView boundary(int unit) const;
-  TensorView output_grad(int unit) const;
+  // A unit's output in its place, and the gradient of it; a null view without one.
+  TensorView output(int unit, int place) const;
+  TensorView output_grad(int unit, int place) const;
   double read_losses(size_t count);  // their sum
   void mark(int64_t Marks::*phase);
   StepResult::Exposed exposed() const;  // since the start
   LinkBytes moved() const;              // likewise
+  LinkBytes promised() const;           // by all updates so far, done or not
   LinkBytes planned(const StepResult& result) const;
   void update(StepResult& result, double sum_of_squares, double mean_scale);
   double clip_factor(double grad_norm) const;
   void commit();
+  // Every whole unit is complete on every rank, or on its way there.
+  void complete_units();
   // Without overlap: one thing at a time.
   void finish_all();
 
@@ -116,16 +129,19 @@ class Runtime {
   std::string binding_line_;  // of description()
 
   offload::Recorder recorder_;
+  HostDeviceOptions host_options_;
   std::unique_ptr<Device> device_;
   std::unique_ptr<Queue> compute_;
   std::unique_ptr<Queue> copy_in_;
   std::unique_ptr<Queue> copy_out_;
   std::unique_ptr<Queue> comm_queue_;
-  std::unique_ptr<Queue> param_in_;       // of the device: updated parameters
-  std::unique_ptr<Queue> param_out_;      // of the device: parameters to update
-  std::unique_ptr<Queue> landing_;        // of gradients on the host
-  std::unique_ptr<Queue> host_update_;    // of state on host and nvme
-  std::unique_ptr<ComputeSpans> passes_;  // forward and backward through units
+  std::unique_ptr<Queue> param_in_;         // of the device: updated parameters
+  std::unique_ptr<Queue> param_out_;        // of the device: parameters to update
+  std::unique_ptr<Queue> activations_in_;   // of the device: outputs that come back for backward
+  std::unique_ptr<Queue> activations_out_;  // of the device: outputs that leave until then
+  std::unique_ptr<Queue> landing_;          // of gradients on the host
+  std::unique_ptr<Queue> host_update_;      // of state on host and nvme
+  std::unique_ptr<ComputeSpans> passes_;    // forward and backward through units
   std::unique_ptr<ops::LayerOps> layer_ops_;
   std::unique_ptr<ops::StateOps> device_state_ops_;
   std::unique_ptr<ops::StateOps> host_state_ops_;
@@ -133,16 +149,18 @@ class Runtime {
   std::unique_ptr<Plan> plan_;
   std::unique_ptr<offload::TierManager> tiers_;
 
-  offload::Arena frozen_;
   offload::Arena tokens_, token_staging_;
-  offload::Arena boundary_, output_grads_, saved_, workspace_;
+  offload::Arena output_grads_, saved_, workspace_;
   offload::Arena losses_, loss_readback_, scores_readback_;
 
-  std::unique_ptr<NvmeStore> store_;  // null when nothing lives on nvme
+  // Null where nothing, or no such kind, lives on nvme.
+  std::unique_ptr<NvmeStore> store_;
+  FileLine parameter_files_, gradient_files_, activation_files_;
   std::unique_ptr<offload::TrainingState> state_;
   std::unique_ptr<StateAccess> access_;
   std::unique_ptr<ParameterWindow> window_;
   std::unique_ptr<GradientLander> lander_;
+  std::unique_ptr<ActivationStore> activations_;
   std::unique_ptr<Updater> updater_;
   std::unique_ptr<GatherOrder> gathers_;
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <utility>
 
 #include "kernels/ops/optimizer_ops.h"
 #include "kernels/ops/random.h"
@@ -43,14 +44,30 @@ class Hash128 {
   XXH3_state_t* const state_;
 };
 
-// Sub-groups in parts that fit into the buffer.
-std::vector<GrainRange> chunks_of(const Plan& plan) {
+// Parts that fit into the buffer.
+void append_parts(GrainRange grains, const Plan& plan, std::vector<GrainRange>& chunks) {
+  for (int64_t at = grains.begin; at < grains.end; at += plan.transfer_grains) {
+    chunks.push_back({at, std::min(at + plan.transfer_grains, grains.end)});
+  }
+}
+
+std::vector<GrainRange> chunks_of_sub_groups(const Plan& plan) {
   std::vector<GrainRange> chunks;
   for (const offload::SubGroup& group : plan.state.sub_groups) {
-    for (int64_t at = group.grains.begin; at < group.grains.end; at += plan.transfer_grains) {
-      chunks.push_back({at, std::min(at + plan.transfer_grains, group.grains.end)});
-    }
+    append_parts(group.grains, plan, chunks);
   }
+  return chunks;
+}
+
+// Each in one tier.
+std::vector<GrainRange> frozen_chunks_of(const Plan& plan) {
+  const offload::Placement& frozen = plan.state.frozen;
+  std::vector<int64_t> cuts = frozen.cuts();
+  cuts.push_back(frozen.grains());
+  std::sort(cuts.begin(), cuts.end());
+  std::vector<GrainRange> chunks;
+  int64_t begin = 0;
+  for (const int64_t cut : cuts) append_parts({std::exchange(begin, cut), cut}, plan, chunks);
   return chunks;
 }
 
@@ -62,7 +79,8 @@ StateAccess::StateAccess(const Plan& plan, const Parts& parts, offload::TierMana
       memory_(tiers.claim(reserved::kTransfer)),
       values_(memory_.as<float>()),
       stored_(memory_.data() + plan.transfer_grains * kGrainNumel * sizeof(float)),
-      chunks_(chunks_of(plan)) {}
+      chunks_(chunks_of_sub_groups(plan)),
+      frozen_chunks_(frozen_chunks_of(plan)) {}
 
 StateAccess::Held StateAccess::held(const FlatBuffer& flat, const FlatParameter& parameter) const {
   const int64_t begin = plan_.layout.position(flat, parameter);
@@ -71,8 +89,9 @@ StateAccess::Held StateAccess::held(const FlatBuffer& flat, const FlatParameter&
 }
 
 template <typename Visit>
-void StateAccess::for_chunks(Range part, const Visit& visit) {
-  for (const GrainRange chunk : chunks_) {
+void StateAccess::for_chunks(const std::vector<GrainRange>& chunks, Range part,
+                             const Visit& visit) {
+  for (const GrainRange chunk : chunks) {
     const Range here = intersect(elements(chunk), part);
     if (!here.empty()) visit(chunk, here);
   }
@@ -80,19 +99,24 @@ void StateAccess::for_chunks(Range part, const Visit& visit) {
 
 void StateAccess::initialize(uint64_t seed) {
   for (const GrainRange chunk : chunks_) {
-    fill_initial(chunk, seed);
+    fill_initial(chunk, /*trainable=*/true, seed);
     store_weights(chunk);
     store_zero_moments(chunk);
   }
-  initialize_frozen(seed);
+  for (const GrainRange chunk : frozen_chunks_) {
+    fill_initial(chunk, /*trainable=*/false, seed);
+    ops::cast(stored_, plan_.state.param_dtype, values_, DType::fp32, chunk.numel());
+    parts_.state.write(StateKind::frozen, chunk, stored_);
+  }
 }
 
-void StateAccess::fill_initial(GrainRange chunk, uint64_t seed) {
+void StateAccess::fill_initial(GrainRange chunk, bool trainable, uint64_t seed) {
   std::fill_n(values_, chunk.numel(), 0.0f);
   const Range all = elements(chunk);
   for (const Unit& unit : plan_.layout.units()) {
-    for (const FlatParameter& parameter : unit.trainable.parameters) {
-      const Held here = held(unit.trainable, parameter);
+    const FlatBuffer& flat = trainable ? unit.trainable : unit.frozen;
+    for (const FlatParameter& parameter : flat.parameters) {
+      const Held here = held(flat, parameter);
       const Range part = intersect(here.part, all);
       if (part.empty()) continue;
       fill(parameter.spec, part.begin - here.begin, part.end - part.begin, seed,
@@ -141,46 +165,6 @@ void StateAccess::load_values(StateKind kind, GrainRange chunk) {
   ops::decode_state({kind, codec, stored_, param, values_, chunk.numel()});
 }
 
-void StateAccess::initialize_frozen(uint64_t seed) {
-  const size_t element_bytes = size_bytes(plan_.state.param_dtype);
-  for (const Unit& unit : plan_.layout.units()) {
-    for (const FlatParameter& parameter : unit.frozen.parameters) {
-      const auto [begin, part] = held(unit.frozen, parameter);
-      if (part.empty()) continue;
-      std::vector<float> values(static_cast<size_t>(part.end - part.begin));
-      fill(parameter.spec, part.begin - begin, part.end - part.begin, seed, values.data());
-      std::vector<std::byte> stored(values.size() * element_bytes);
-      ops::cast(stored.data(), plan_.state.param_dtype, values.data(), DType::fp32,
-                part.end - part.begin);
-      copy_frozen(parts_.frozen.data() + static_cast<size_t>(part.begin) * element_bytes,
-                  stored.data(), stored.size(), /*read=*/false);
-    }
-  }
-}
-
-void StateAccess::copy_frozen(std::byte* frozen, std::byte* outside, size_t bytes, bool read) {
-  const auto room = static_cast<size_t>(plan_.transfer_grains * kGrainNumel *
-                                        static_cast<int64_t>(sizeof(float)));
-  const TrafficTag tag = {StateKind::param, -1, "transfer"};
-  const bool on_device = plan_.frozen_tier == Tier::device;
-  for (size_t done = 0; done < bytes; done += room) {
-    const size_t part = std::min(room, bytes - done);
-    if (read) {
-      parts_.transfer.copy(stored_, frozen + done, part,
-                           on_device ? CopyDirection::device_to_host : CopyDirection::host_to_host,
-                           tag);
-      parts_.transfer.synchronize();
-      std::memcpy(outside + done, stored_, part);
-    } else {
-      std::memcpy(stored_, outside + done, part);
-      parts_.transfer.copy(frozen + done, stored_, part,
-                           on_device ? CopyDirection::host_to_device : CopyDirection::host_to_host,
-                           tag);
-      parts_.transfer.synchronize();
-    }
-  }
-}
-
 std::vector<float> StateAccess::read(const ParameterRef& ref, StateKind kind) {
   const FlatParameter& parameter = plan_.layout.parameter(ref);
   const Unit& unit = plan_.layout.units()[static_cast<size_t>(ref.unit)];
@@ -189,47 +173,40 @@ std::vector<float> StateAccess::read(const ParameterRef& ref, StateKind kind) {
   }
   const FlatBuffer& flat = ref.trainable ? unit.trainable : unit.frozen;
   std::vector<float> values(static_cast<size_t>(parameter.numel()));
-  if (ref.trainable) {
-    read_trainable(held(flat, parameter), kind, values);
+  if (!ref.trainable) {
+    read_plain(held(flat, parameter), StateKind::frozen, values);
+  } else if (kind == StateKind::param || kind == StateKind::grad) {
+    read_plain(held(flat, parameter), kind, values);
   } else {
-    read_frozen(held(flat, parameter), values);
+    read_encoded(held(flat, parameter), kind, values);
   }
   share(flat, parameter, values);
   return values;
 }
 
-void StateAccess::read_trainable(const Held& here, StateKind kind, std::vector<float>& values) {
-  const bool is_encoded = kind != StateKind::param && kind != StateKind::grad;
-  for_chunks(here.part, [&](GrainRange chunk, Range part) {
-    float* const to = values.data() + (part.begin - here.begin);
-    const int64_t skipped = part.begin - elements(chunk).begin;
-    if (is_encoded) {
-      load_values(kind, chunk);
-      std::copy_n(values_ + skipped, part.end - part.begin, to);
-      return;
-    }
-    const DType dtype = kind == StateKind::param ? plan_.state.param_dtype : plan_.state.grad_dtype;
+void StateAccess::read_plain(const Held& here, StateKind kind, std::vector<float>& values) {
+  const auto& chunks = kind == StateKind::frozen ? frozen_chunks_ : chunks_;
+  const DType dtype = kind == StateKind::grad ? plan_.state.grad_dtype : plan_.state.param_dtype;
+  for_chunks(chunks, here.part, [&](GrainRange chunk, Range part) {
+    const auto skipped = static_cast<size_t>(part.begin - elements(chunk).begin);
     parts_.state.read(kind, chunk, stored_);
-    ops::cast(to, DType::fp32, stored_ + static_cast<size_t>(skipped) * size_bytes(dtype), dtype,
-              part.end - part.begin);
+    ops::cast(values.data() + (part.begin - here.begin), DType::fp32,
+              stored_ + skipped * size_bytes(dtype), dtype, part.end - part.begin);
   });
 }
 
-void StateAccess::read_frozen(const Held& here, std::vector<float>& values) {
-  if (here.part.empty()) return;
-  const size_t element_bytes = size_bytes(plan_.state.param_dtype);
-  const auto numel = static_cast<size_t>(here.part.end - here.part.begin);
-  std::vector<std::byte> stored(numel * element_bytes);
-  copy_frozen(parts_.frozen.data() + static_cast<size_t>(here.part.begin) * element_bytes,
-              stored.data(), stored.size(), /*read=*/true);
-  ops::cast(values.data() + (here.part.begin - here.begin), DType::fp32, stored.data(),
-            plan_.state.param_dtype, static_cast<int64_t>(numel));
+void StateAccess::read_encoded(const Held& here, StateKind kind, std::vector<float>& values) {
+  for_chunks(chunks_, here.part, [&](GrainRange chunk, Range part) {
+    load_values(kind, chunk);
+    std::copy_n(values_ + (part.begin - elements(chunk).begin), part.end - part.begin,
+                values.data() + (part.begin - here.begin));
+  });
 }
 
 // Ranks exchange pieces of one length, of which each has filled what it holds.
 void StateAccess::share(const FlatBuffer& flat, const FlatParameter& parameter,
                         std::vector<float>& values) {
-  const int ranks = plan_.layout.world_size();
+  const int ranks = flat.shards;
   if (ranks == 1) return;
   const auto part_of = [&](int rank) {
     const int64_t shard = flat.shard_numel;
@@ -260,7 +237,7 @@ void StateAccess::write(const ParameterRef& ref, std::span<const float> values) 
   }
   const Unit& unit = plan_.layout.units()[static_cast<size_t>(ref.unit)];
   const Held here = held(unit.trainable, parameter);
-  for_chunks(here.part, [&](GrainRange chunk, Range part) {
+  for_chunks(chunks_, here.part, [&](GrainRange chunk, Range part) {
     load_values(StateKind::master, chunk);
     std::copy_n(values.data() + (part.begin - here.begin), part.end - part.begin,
                 values_ + (part.begin - elements(chunk).begin));
@@ -291,7 +268,11 @@ std::string StateAccess::digest(int64_t step, double loss_scale) {
   // By kind: all ranks' grains, rank after rank.
   std::array<std::vector<GrainHash>, kDigestKinds.size()> hashes;
   for (size_t k = 0; k < kDigestKinds.size(); ++k) {
-    const auto mine = grain_hashes(kDigestKinds[k]);
+    auto mine = grain_hashes(kDigestKinds[k]);
+    if (plan_.layout.state_shards() == 1) {
+      hashes[k] = std::move(mine);
+      continue;
+    }
     hashes[k].resize(mine.size() * static_cast<size_t>(plan_.layout.world_size()));
     parts_.comm.exchange(std::as_bytes(std::span(mine)),
                          std::as_writable_bytes(std::span(hashes[k])));

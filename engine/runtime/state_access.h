@@ -20,21 +20,20 @@ namespace strata::engine {
 
 class StateAccess {
  public:
-  // All must outlive this object. `transfer` is a device queue.
+  // All must outlive this object.
   struct Parts {
     offload::TrainingState& state;
-    const offload::Arena& frozen;
-    Queue& transfer;
     Communicator& comm;
   };
   StateAccess(const Plan& plan, const Parts& parts, offload::TierManager& tiers);
 
-  // Writes master weights and parameters from each parameter's initializer, and zero moments.
-  // Values are a function of (seed, parameter name, element) alone.
+  // Writes master weights and parameters from each parameter's initializer, and zero moments: this
+  // rank's shards. Values are a function of (seed, parameter name, element) alone.
   void initialize(uint64_t seed);
 
   // The whole parameter, on every rank.
   std::vector<float> read(const ParameterRef& ref, StateKind kind);
+  // This rank's shard of it.
   void write(const ParameterRef& ref, std::span<const float> values);
 
   // 128-bit hash of master, moments and parameters, whatever codec keeps them: XXH3 over the hashes
@@ -65,9 +64,10 @@ class StateAccess {
   Held held(const FlatBuffer& flat, const FlatParameter& parameter) const;
   // Calls visit(chunk, part of `part` in it).
   template <typename Visit>
-  void for_chunks(Range part, const Visit& visit);
+  static void for_chunks(const std::vector<GrainRange>& chunks, Range part, const Visit& visit);
 
-  void fill_initial(GrainRange chunk, uint64_t seed);
+  // Initial values of a chunk of trainable or frozen parameters, into values_.
+  void fill_initial(GrainRange chunk, bool trainable, uint64_t seed);
   // Writes values_ as master weights and, cast, as parameters of the chunk.
   void store_weights(GrainRange chunk);
   void store_zero_moments(GrainRange chunk);
@@ -75,13 +75,11 @@ class StateAccess {
   void clear_moments(GrainRange chunk, Range part);
   // Brings a kind's grains into values_, as fp32.
   void load_values(StateKind kind, GrainRange chunk);
-  void initialize_frozen(uint64_t seed);
-  void read_trainable(const Held& here, StateKind kind, std::vector<float>& values);
-  void read_frozen(const Held& here, std::vector<float>& values);
+  // A kind that is kept as plain numbers, into `values`, and one that a codec keeps.
+  void read_plain(const Held& here, StateKind kind, std::vector<float>& values);
+  void read_encoded(const Held& here, StateKind kind, std::vector<float>& values);
   // Completes a parameter's values, of which each rank has its part.
   void share(const FlatBuffer& flat, const FlatParameter& parameter, std::vector<float>& values);
-  // Copies through the pinned buffer, piece by piece.
-  void copy_frozen(std::byte* frozen, std::byte* outside, size_t bytes, bool read);
   using GrainHash = std::array<std::byte, 16>;
   // Of this rank's grains of one kind.
   std::vector<GrainHash> grain_hashes(StateKind kind);
@@ -92,6 +90,7 @@ class StateAccess {
   float* const values_;
   std::byte* const stored_;               // a kind as it is kept
   const std::vector<GrainRange> chunks_;  // what is moved at a time, in order
+  const std::vector<GrainRange> frozen_chunks_;
 };
 
 }  // namespace strata::engine

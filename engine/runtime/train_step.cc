@@ -69,11 +69,18 @@ StepResult::Exposed Runtime::exposed() const {
           seconds(recorder_.waited_ns(GradientLander::kLandingWaitLabel)),
           seconds(recorder_.waited_ns(kRanksWaitLabel)),
           seconds(recorder_.waited_ns(offload::OptimizerPipeline::kWaitLabel)),
-          seconds(recorder_.waited_ns(GatherOrder::kWaitLabel))};
+          seconds(recorder_.waited_ns(GatherOrder::kWaitLabel)),
+          seconds(recorder_.waited_ns(ActivationStore::kWaitLabel))};
 }
 
 // What updates move counts when they are submitted: the last of it moves under the next step.
-LinkBytes Runtime::moved() const { return recorder_.link_bytes(false) + updater_->promised(); }
+LinkBytes Runtime::moved() const { return recorder_.link_bytes(false) + promised(); }
+
+LinkBytes Runtime::promised() const {
+  LinkBytes bytes = updater_->promised();
+  bytes[static_cast<size_t>(Activity::comm)] += window_->promised_bytes();
+  return bytes;
+}
 
 void Runtime::check_traffic(const LinkBytes& before, const LinkBytes& planned) const {
   const LinkBytes bytes = moved() - before;
@@ -97,6 +104,7 @@ void Runtime::update(StepResult& result, double sum_of_squares, double mean_scal
     updater_->skip();
   } else {
     updater_->update(clip_factor(result.grad_norm));
+    window_->outdate();
     if (plan_->commits()) commit();
     ++step_;
   }
@@ -118,7 +126,7 @@ void Runtime::commit() {
                          "driver");
     updater_->settle();
     const int64_t payload = step_ + 1;
-    store_->slots().commit(std::as_bytes(std::span(&payload, 1)));
+    store_->slots()->commit(std::as_bytes(std::span(&payload, 1)));
   }
   of_all_ranks(std::array{0.0});
 }

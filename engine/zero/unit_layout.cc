@@ -17,19 +17,10 @@ void append(FlatBuffer& flat, const Parameter& parameter) {
   flat.parameters.push_back(std::move(placed));
 }
 
-// Lays out the parameters of one flat buffer, those with weight decay first.
-FlatBuffer lay_out(const std::vector<Parameter>& parameters, bool trainable, int world_size) {
-  FlatBuffer flat;
-  for (bool decay : {true, false}) {
-    for (const Parameter& parameter : parameters) {
-      if (parameter.trainable == trainable && parameter.weight_decay == decay) {
-        append(flat, parameter);
-      }
-    }
-  }
-  flat.numel = round_up(flat.content_numel, kGrainNumel * world_size);
-  flat.shard_numel = flat.numel / world_size;
-  return flat;
+bool is_persistent(const std::vector<Parameter>& parameters, int64_t persistent_numel) {
+  return std::all_of(parameters.begin(), parameters.end(), [&](const Parameter& parameter) {
+    return parameter.shape.numel() <= persistent_numel;
+  });
 }
 
 int index_of(const FlatBuffer& flat, std::string_view name) {
@@ -38,22 +29,49 @@ int index_of(const FlatBuffer& flat, std::string_view name) {
   return static_cast<int>(it - flat.parameters.begin());
 }
 
+// Puts the flat buffer behind the `grains` of its shard space that there are; returns how many
+// there are then.
+int64_t place(FlatBuffer& flat, int64_t grains, const ZeroSharding& sharding) {
+  flat.first_grain = grains;
+  const int64_t counted = flat.numel / sharding.world_size / kGrainNumel;
+  const int64_t first = grains + sharding.rank * counted - flat.shard_offset() / kGrainNumel;
+  flat.counted = {first, first + counted};
+  return flat.shard().end;
+}
+
 }  // namespace
 
-ModelLayout::ModelLayout(const Model& model, int rank, int world_size)
-    : rank_(rank), world_size_(world_size) {
+// The parameters of one flat buffer, those with weight decay first.
+FlatBuffer ModelLayout::lay_out(const std::vector<Parameter>& parameters, bool trainable,
+                                bool whole) const {
+  FlatBuffer flat;
+  for (bool decay : {true, false}) {
+    for (const Parameter& parameter : parameters) {
+      if (parameter.trainable == trainable && parameter.weight_decay == decay) {
+        append(flat, parameter);
+      }
+    }
+  }
+  flat.numel = round_up(flat.content_numel, kGrainNumel * sharding_.world_size);
+  // Frozen parameters have no state but themselves.
+  flat.shards = !trainable && whole ? 1 : state_shards();
+  flat.shard_index = flat.shards == 1 ? 0 : sharding_.rank;
+  flat.shard_numel = flat.numel / flat.shards;
+  return flat;
+}
+
+ModelLayout::ModelLayout(const Model& model, const ZeroSharding& sharding) : sharding_(sharding) {
   std::map<std::string, ParameterRef, std::less<>> owners;
   for (const auto& layer : model.layers) {
     const auto parameters = layer->parameters();
     const int unit_index = static_cast<int>(units_.size());
     Unit unit;
     unit.name = layer->name();
-    unit.trainable = lay_out(parameters, true, world_size);
-    unit.frozen = lay_out(parameters, false, world_size);
-    unit.trainable.first_grain = trainable_grains_;
-    unit.frozen.first_grain = frozen_grains_;
-    trainable_grains_ = unit.trainable.shard().end;
-    frozen_grains_ = unit.frozen.shard().end;
+    unit.whole = sharding.stage < 3 || is_persistent(parameters, sharding.persistent_numel);
+    unit.trainable = lay_out(parameters, true, unit.whole);
+    unit.frozen = lay_out(parameters, false, unit.whole);
+    trainable_grains_ = place(unit.trainable, trainable_grains_, sharding);
+    frozen_grains_ = place(unit.frozen, frozen_grains_, sharding);
     unit.needs = {unit_index};
     for (const Parameter& parameter : parameters) {
       const FlatBuffer& flat = parameter.trainable ? unit.trainable : unit.frozen;
@@ -103,12 +121,12 @@ std::vector<Segment> segment_table(const ModelLayout& layout) {
   int64_t unit_index = 0;  // of the unit's first element in the whole model
   for (const Unit& unit : layout.units()) {
     const int64_t shard = unit.trainable.shard_numel;
+    const int64_t offset = unit.trainable.shard_offset();
     const int64_t space_begin = unit.trainable.first_grain * kGrainNumel;
     // The boundary between the two settings, in this shard.
-    const int64_t boundary =
-        std::clamp<int64_t>(unit.trainable.decay_numel - layout.rank() * shard, 0, shard);
+    const int64_t boundary = std::clamp<int64_t>(unit.trainable.decay_numel - offset, 0, shard);
     const auto add = [&](int64_t begin, int64_t end, bool weight_decay) {
-      const int64_t first_index = unit_index + layout.rank() * shard + begin;
+      const int64_t first_index = unit_index + offset + begin;
       if (begin >= end) return;
       segments.push_back({space_begin + begin, space_begin + end, weight_decay,
                           static_cast<uint64_t>(first_index)});

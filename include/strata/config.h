@@ -86,6 +86,19 @@ enum class PinChoice : uint8_t {
   always,  // and some of it has to be there
 };
 
+// In which order micro-batches go through units.
+enum class OrderChoice : uint8_t {
+  automatic,  // whichever moves what it has to in less time
+  plain,      // each forward through all units and back, then the next
+  vertical,   // all of them through a unit before the next unit
+};
+
+// Which sums make a gradient of several micro-batches on several ranks. Each has bits of its own.
+enum class AccumulateChoice : uint8_t {
+  reduced,  // over ranks first, then over micro-batches
+  local,    // over micro-batches first, then once over ranks
+};
+
 struct Config {
   // Batch: a step takes world_size * micro_batch * accumulation_steps rows.
   int world_size = 1;  // ranks that it was divided among
@@ -100,11 +113,21 @@ struct Config {
 
   // ZeRO and placement.
   int stage = 3;
+  AccumulateChoice accumulate = AccumulateChoice::reduced;
   int64_t sub_group_numel = 0;  // a multiple of the grain
   // Elements of a unit's gradient reduced over ranks at a time.
   int64_t reduce_bucket_numel = 500'000'000;
   static constexpr int64_t kAutoReduceBucket = 0;  // the widest layer's channels, squared
+  // With stage 3: units of parameters no larger than this stay gathered; parameters gathered at a
+  // time, and of those ahead of their use.
+  static constexpr int64_t kAutoNumel = -1;  // by the widest layer's channels
+  int64_t persistent_numel = 0;
+  int64_t max_live_numel = 1'000'000'000;
+  int64_t prefetch_numel = 50'000'000;
   TierFractions param;
+  TierFractions grad = {0, 1, 0};  // of those updated on the host; the device's stay there
+  // Of what lies between units until backward, by units: the first ones wait longest, on nvme.
+  TierFractions activation = {1, 0, 0};
   std::array<TierFractions, kOptimizerKindCount> optimizer_state;  // in kOptimizerKinds' order
   // How state is kept between steps: the master in fp32 or split16, moments in fp32, bf16 or int8.
   Codec master_codec = Codec::fp32;
@@ -126,6 +149,7 @@ struct Config {
   CpuBindingChoice cpu_binding = CpuBindingChoice::automatic;  // of the update's threads
   int staging_buffers = kAutoStagingBuffers;     // sub-groups under way between nvme and the update
   static constexpr int kAutoStagingBuffers = 0;  // as many as help and the host budget holds
+  OrderChoice order = OrderChoice::automatic;
   bool overlap = true;         // false: one thing at a time, for measuring and debugging
   bool overlap_update = true;  // with overlap: updates run on under the next forward pass
   SpeculateChoice speculate = SpeculateChoice::automatic;

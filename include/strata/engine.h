@@ -43,15 +43,21 @@ struct StepResult {
   // What stood still, and for how long: compute waiting for gathered parameters, compute waiting
   // for a gradient buffer, the step waiting for landing gradients, the step waiting for other
   // ranks to have theirs, the update waiting for nvme (hidden where it runs under a forward pass),
-  // compute waiting for parameters that the step before still updates.
+  // compute waiting for parameters that the step before still updates, and for activations that
+  // were elsewhere.
   struct Exposed {
     double gather = 0, grad_buffer = 0, landing = 0, ranks = 0, nvme = 0, update = 0;
+    double activation = 0;
 
     // What came after `before`.
     friend Exposed operator-(const Exposed& now, const Exposed& before) {
-      return {now.gather - before.gather,   now.grad_buffer - before.grad_buffer,
-              now.landing - before.landing, now.ranks - before.ranks,
-              now.nvme - before.nvme,       now.update - before.update};
+      return {now.gather - before.gather,
+              now.grad_buffer - before.grad_buffer,
+              now.landing - before.landing,
+              now.ranks - before.ranks,
+              now.nvme - before.nvme,
+              now.update - before.update,
+              now.activation - before.activation};
     }
   } exposed;
   // Sub-groups updated inside backward (`strata.speculate`), those of them that were updated again

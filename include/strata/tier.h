@@ -19,8 +19,17 @@ constexpr std::string_view name(Tier tier) {
 }
 
 // What a range of bytes is to training.
-enum class StateKind : uint8_t { param, grad, master, exp_avg, exp_avg_sq, activation, other };
-inline constexpr size_t kStateKindCount = 7;
+enum class StateKind : uint8_t {
+  param,  // trainable parameters
+  grad,
+  master,
+  exp_avg,
+  exp_avg_sq,
+  activation,
+  frozen,  // parameters that are not trained
+  other,
+};
+inline constexpr size_t kStateKindCount = 8;
 
 // The kinds that the optimizer keeps between steps, in the order they are stored.
 inline constexpr size_t kOptimizerKindCount = 3;
@@ -29,7 +38,7 @@ inline constexpr std::array<StateKind, kOptimizerKindCount> kOptimizerKinds = {
 
 constexpr std::string_view name(StateKind kind) {
   constexpr std::array<std::string_view, kStateKindCount> names = {
-      "param", "grad", "master", "exp_avg", "exp_avg_sq", "activation", "other"};
+      "param", "grad", "master", "exp_avg", "exp_avg_sq", "activation", "frozen", "other"};
   return names[static_cast<size_t>(kind)];
 }
 

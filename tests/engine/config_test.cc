@@ -133,11 +133,11 @@ TEST(Config, StratasOwnKeysLand) {
 
 TEST(Config, KeysWithoutEffectAreListedInTheTextsOrder) {
   const Config config = parse(R"({"wall_clock_breakdown": true, "train_batch_size": 1,
-    "zero_optimization": {"stage3_prefetch_bucket_size": "auto", "overlap_comm": true},
+    "zero_optimization": {"stage3_max_reuse_distance": "auto", "overlap_comm": true},
     "fp16": {"enabled": false, "auto_cast": false}, "tensorboard": {"enabled": true},
     "autotuning": {"enabled": false, "fast": true}})");
   EXPECT_THAT(config.no_effect_keys,
-              ElementsAre("wall_clock_breakdown", "zero_optimization.stage3_prefetch_bucket_size",
+              ElementsAre("wall_clock_breakdown", "zero_optimization.stage3_max_reuse_distance",
                           "zero_optimization.overlap_comm", "fp16.auto_cast", "tensorboard"));
 }
 

@@ -22,15 +22,27 @@ using testing_support::zero;
 INSTANTIATE_TEST_SUITE_P(
     Tiers, ConfigRefuses,
     testing::Values(
-        Refusal{"Stage2", zero(R"("stage": 2)"),
-                "ds.json: \"zero_optimization.stage\" is 2, which is not there yet: use 3, which "
-                "gives the same bits"},
+        Refusal{"ParametersElsewhereWithStage2",
+                zero(R"("stage": 2, "offload_param": {"device": "cpu"})"),
+                "ds.json: \"zero_optimization.stage\" is 2, which keeps all parameters on the "
+                "device, and parameters are to live elsewhere: use stage 3, or leave "
+                "\"offload_param\" and \"strata.placement.param\" out"},
+        Refusal{"TwoNamesOfOneBound",
+                zero(R"("stage3_prefetch_bucket_size": 1e6, "prefetch_bucket_size": 1e7)"),
+                "ds.json: \"zero_optimization.stage3_prefetch_bucket_size\" is 1000000 but "
+                "\"zero_optimization.prefetch_bucket_size\" is 10000000, and both mean the same: "
+                "keep one of them"},
         Refusal{"Stage4", zero(R"("stage": 4)"),
                 "ds.json: \"zero_optimization.stage\" must be an integer from 0 to 3, found 4"},
-        Refusal{
-            "ParametersOnNvme", zero(R"("offload_param": {"device": "nvme"})"),
-            "ds.json: \"zero_optimization.offload_param.device\" is \"nvme\", and parameters on "
-            "nvme are not there yet: use \"cpu\""},
+        Refusal{"ParametersOnNvmeWithoutPath", zero(R"("offload_param": {"device": "nvme"})"),
+                "ds.json: \"zero_optimization.offload_optimizer.nvme_path\" is missing: parameters "
+                "are to live on nvme, so name a directory for its files"},
+        Refusal{"TwoPlacesForFiles",
+                zero(R"("offload_optimizer": {"device": "nvme", "nvme_path": "/a"},
+                        "offload_param": {"device": "nvme", "nvme_path": "/b"})"),
+                "ds.json: \"zero_optimization.offload_param.nvme_path\" and "
+                "\"zero_optimization.offload_optimizer.nvme_path\" differ, and all files are in "
+                "one list of directories: give both the same, or one of them"},
         Refusal{"UnknownDevice", zero(R"("offload_optimizer": {"device": "disk"})"),
                 "ds.json: \"zero_optimization.offload_optimizer.device\" must be \"none\" or "
                 "\"cpu\" or \"nvme\", found \"disk\""},
@@ -40,8 +52,8 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"PlacementOnNvmeWithoutPath",
                 own(R"("placement": {"exp_avg": {"device": 1}, "exp_avg_sq": {"device": 1},
                                     "master": {"device": 1}, "param": {"nvme": 1}})"),
-                "ds.json: \"strata.placement.param.nvme\" is above 0, and parameters on nvme are "
-                "not there yet: put that part into \"host\""},
+                "ds.json: \"zero_optimization.offload_optimizer.nvme_path\" is missing: parameters "
+                "are to live on nvme, so name a directory for its files"},
         Refusal{"OnePathTwice", zero(R"("offload_optimizer": {"nvme_path": ["/a", "/b", "/a"]})"),
                 "ds.json: \"zero_optimization.offload_optimizer.nvme_path\" lists \"/a\" twice: "
                 "name each directory once"},

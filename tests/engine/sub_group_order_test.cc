@@ -13,16 +13,17 @@ namespace {
 // GPT-2's last unit shares the first one's token table: units 0 .. 3.
 class SubGroupOrderTest : public testing::Test {
  protected:
-  SubGroupOrderTest() : layout_(models::gpt2(testing_support::tiny_gpt2()), 0, 1) {}
+  SubGroupOrderTest() : layout_(models::gpt2(testing_support::tiny_gpt2()), {}) {}
 
   std::vector<offload::SubGroup> cut(int64_t grains) const {
     const offload::Placement host({0, 1, 0}, layout_.trainable_grains());
     return offload::cut_sub_groups(grains, {host, host, {host, host, host}});
   }
   Program program(bool gathered, int micro_batches) const {
-    const std::vector<bool> all(layout_.units().size(), gathered);
-    const std::vector<bool> none(layout_.units().size(), false);
-    return plain_program({layout_, all, none, micro_batches, true, true});
+    ProgramInput input = testing_support::program_input(layout_);
+    input.micro_batches = micro_batches;
+    if (gathered) input.access.assign(input.access.size(), ParameterAccess::gathered);
+    return make_program(input);
   }
   // Units that a sub-group has parts of, first to last.
   std::vector<int> units_of(const offload::SubGroup& group) const {

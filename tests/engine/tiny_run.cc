@@ -75,6 +75,15 @@ Config for_world(Config config, const World& world) {
   return config;
 }
 
+engine::ProgramInput program_input(const engine::ModelLayout& layout) {
+  const size_t units = layout.units().size();
+  return {.layout = layout,
+          .access = std::vector(units, engine::ParameterAccess::in_place),
+          .keeps_saved = std::vector<bool>(units, false),
+          .output_bytes = std::vector<uint64_t>(units, 1),
+          .checkpoint_tier = std::vector(units, Tier::device)};
+}
+
 RunOutcome run_tiny(const Config& config, int steps, const engine::Disturbance& disturbance,
                     const World& world) {
   Engine::Options options;

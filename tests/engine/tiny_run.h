@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/runtime/program.h"
 #include "engine/runtime/runtime.h"
 #include "strata/engine.h"
 #include "strata/text_corpus.h"
@@ -41,6 +42,9 @@ std::vector<OwnedBatch> tiny_batches(int64_t count, uint64_t seed);
 std::vector<Batch> views(const std::vector<OwnedBatch>& batches);
 // Every world.size'th of them, from world.rank on.
 std::vector<Batch> of_rank(const std::vector<Batch>& batches, const World& world);
+
+// One micro-batch in plain order through units that lie on the device, outputs of a byte each.
+engine::ProgramInput program_input(const engine::ModelLayout& layout);
 
 struct RunOutcome {
   std::string digest;

@@ -10,7 +10,7 @@ namespace {
 
 class LayoutTest : public testing::TestWithParam<int> {
  protected:
-  ModelLayout layout_{models::gpt2(testing_support::tiny_gpt2()), 0, GetParam()};
+  ModelLayout layout_{models::gpt2(testing_support::tiny_gpt2()), {0, GetParam()}};
 };
 
 TEST_P(LayoutTest, ParametersDoNotOverlapAndShardsAreWholeGrains) {
@@ -38,7 +38,7 @@ TEST_P(LayoutTest, SegmentsOfAllRanksCoverTheDecayedParametersOnce) {
   int64_t decayed = 0;
   for (int rank = 0; rank < GetParam(); ++rank) {
     int64_t next = 0;
-    const ModelLayout layout(models::gpt2(testing_support::tiny_gpt2()), rank, GetParam());
+    const ModelLayout layout(models::gpt2(testing_support::tiny_gpt2()), {rank, GetParam()});
     for (const Segment& segment : segment_table(layout)) {
       EXPECT_EQ(segment.begin, next);
       EXPECT_LT(segment.begin, segment.end);
@@ -54,7 +54,7 @@ TEST_P(LayoutTest, SegmentsOfAllRanksCoverTheDecayedParametersOnce) {
 
 // Offsets in a flat buffer do not depend on the world, so neither does the order of the digest.
 TEST_P(LayoutTest, OffsetsAreThoseOfOneRank) {
-  const ModelLayout one(models::gpt2(testing_support::tiny_gpt2()), 0, 1);
+  const ModelLayout one(models::gpt2(testing_support::tiny_gpt2()), {});
   for (size_t u = 0; u < one.units().size(); ++u) {
     const auto& mine = layout_.units()[u].trainable.parameters;
     const auto& theirs = one.units()[u].trainable.parameters;
@@ -66,7 +66,7 @@ TEST_P(LayoutTest, OffsetsAreThoseOfOneRank) {
 INSTANTIATE_TEST_SUITE_P(Worlds, LayoutTest, testing::Values(1, 2, 3, 4));
 
 TEST(LayoutNamesTest, TheSharedEmbeddingHasOneOwner) {
-  const ModelLayout layout(models::gpt2(testing_support::tiny_gpt2()), 0, 1);
+  const ModelLayout layout(models::gpt2(testing_support::tiny_gpt2()), {});
   const ParameterRef ref = layout.find("transformer.wte.weight");
   EXPECT_EQ(ref.unit, 0);
   const auto& head = layout.units().back();

@@ -158,7 +158,7 @@ TEST_F(TrainCommandTest, RefusesWhatDoesNotFit) {
 
 TEST_F(TrainCommandTest, RefusesBadConfiguration) {
   const json good = config_;
-  config_["zero_optimization"]["stage"] = 2;
+  config_["zero_optimization"]["stage"] = 4;
   expect_refused(train(), 2, "stage");
   config_ = good;
   config_["train_batch_size"] = 7;

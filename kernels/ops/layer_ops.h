@@ -21,6 +21,7 @@
 #include <memory>
 
 #include "kernels/device/device.h"
+#include "kernels/ops/dropout.h"
 #include "strata/dtype.h"
 #include "strata/tensor.h"
 
@@ -105,13 +106,26 @@ class LayerOps {
   };
   virtual void gelu_backward(const GeluBackward& op) = 0;
 
-  // Causal multi-head attention with scale 1/sqrt(D) over packed q, k, v.
+  // out = residual + x * m, m being 0 where the site drops an element and 1 / (1 - p) elsewhere; x
+  // is multiplied, so that what is not a number stays so. Backward of x is the same, of gradients
+  // and without residual. Its bits do not depend on threads or instruction set.
+  struct Dropout {
+    TensorView x;
+    TensorView residual = {};  // null view: none
+    TensorView out;            // may be x or residual
+    DropoutSite site = {};
+  };
+  virtual void dropout(const Dropout& op) = 0;
+
+  // Causal multi-head attention with scale 1/sqrt(D) over packed q, k, v. Dropout is of the
+  // probabilities; backward is given the same site.
   struct Attention {
     TensorView qkv;        // (B, T, 3C): q, k, v, each H heads of D
     TensorView out;        // (B, T, C)
     TensorView saved;      // attention_saved_bytes, kept for backward
     TensorView workspace;  // attention_workspace_bytes
     int64_t heads = 1;
+    DropoutSite dropout = {};
   };
   virtual void attention_forward(const Attention& op) = 0;
   struct AttentionBackward {
@@ -119,6 +133,7 @@ class LayerOps {
     TensorView qkv_grad;  // (B, T, 3C)
     TensorView workspace;
     int64_t heads = 1;
+    DropoutSite dropout = {};
   };
   virtual void attention_backward(const AttentionBackward& op) = 0;
   virtual size_t attention_saved_bytes(DType dtype, const Shape& qkv, int64_t heads) const = 0;

@@ -99,6 +99,9 @@ class PlantedOps final : public ops::LayerOps {
   void gelu_backward(const GeluBackward& op) override {
     run({{"gelu_backward.x_grad", op.x_grad}}, [&] { inner_->gelu_backward(op); });
   }
+  void dropout(const Dropout& op) override {
+    run({{"dropout.out", op.out, op.residual}}, [&] { inner_->dropout(op); });
+  }
   void attention_forward(const Attention& op) override {
     run({{"attention_forward.out", op.out}, {"attention_forward.saved", op.saved}},
         [&] { inner_->attention_forward(op); });

@@ -5,6 +5,7 @@
 
 #include "kernels/device/thread_team.h"
 #include "kernels/ops/cpu/attention_rows.h"
+#include "kernels/ops/cpu/dropout.h"
 #include "strata/grain.h"
 
 namespace strata::ops::cpu {
@@ -14,6 +15,7 @@ namespace {
 // are 8 % slower for the part of the triangle that they waste.
 constexpr int64_t kQueriesTogether = 64;
 constexpr size_t kAlignmentBytes = 64;
+static_assert(kQueriesTogether % kDropoutRows == 0 && kKeysTogether == kDropoutColumns);
 
 // Cuts a slot's part of the workspace; with a null base it only measures.
 class Pieces {
@@ -37,6 +39,10 @@ class Pieces {
 
 int64_t padded(int64_t sequence) { return round_up(sequence, kKeysTogether); }
 int64_t widest_block(int64_t sequence) { return std::min(sequence, kQueriesTogether); }
+// Words that say what dropout keeps of the widest block.
+int64_t keep_words(int64_t sequence) {
+  return round_up(widest_block(sequence), kDropoutRows) * padded(sequence) / kDropoutColumns;
+}
 
 // One head's rows inside a tensor (batch, sequence, parts * channels).
 HeadRows head_rows(const AttentionShape& shape, const void* tensor, int64_t head_index,
@@ -59,6 +65,18 @@ HeadRows rows_of_block(HeadRows rows, int64_t begin, int64_t end) {
   return rows;
 }
 
+// What dropout keeps of a head's probabilities for that block of queries; null without dropout.
+const uint16_t* drawn(const DropoutStream& site, const AttentionShape& shape, int64_t head_index,
+                      KeepBlock block, uint16_t* words) {
+  if (!site.drops()) return nullptr;
+  const auto batch = static_cast<uint64_t>(head_index / shape.heads);
+  const auto head = static_cast<uint64_t>(head_index % shape.heads);
+  block.dropout = site;
+  block.dropout.stream += batch << 32 | head;
+  keep_bits(block, words);
+  return words;
+}
+
 float score_scale(const AttentionShape& shape) {
   return 1 / std::sqrt(static_cast<float>(shape.head_channels));
 }
@@ -71,6 +89,7 @@ struct Attention::ForwardBuffers {
   std::byte* weights;    // (queries, keys)
   float* out;            // (queries, D)
   float* inverse_sum;    // (queries)
+  uint16_t* keep;        // keep_words
   std::byte* scratch;
   size_t row_bytes;  // of q, k, v
   size_t bytes;
@@ -86,6 +105,7 @@ struct Attention::ForwardBuffers {
     weights = pieces.take<std::byte>(queries * keys, element);
     out = pieces.take_floats(queries * head.shape.channels);
     inverse_sum = pieces.take_floats(queries);
+    keep = pieces.take<uint16_t>(keep_words(head.shape.sequence), sizeof(uint16_t));
     scratch = pieces.take<std::byte>(static_cast<int64_t>(head.scratch_bytes), 1);
     bytes = pieces.used_bytes();
   }
@@ -98,6 +118,7 @@ struct Attention::BackwardBuffers {
   std::byte *probabilities, *score_grads;  // (queries, keys)
   float* q_grad;                           // (queries, D)
   float* dot;                              // (queries)
+  uint16_t* keep;                          // keep_words
   std::byte* scratch;
   size_t row_bytes;  // of q, k, v, out_grad
   size_t bytes;
@@ -120,6 +141,7 @@ struct Attention::BackwardBuffers {
     }
     q_grad = pieces.take_floats(queries * head.shape.channels);
     dot = pieces.take_floats(queries);
+    keep = pieces.take<uint16_t>(keep_words(head.shape.sequence), sizeof(uint16_t));
     scratch = pieces.take<std::byte>(static_cast<int64_t>(head.scratch_bytes), 1);
     bytes = pieces.used_bytes();
   }
@@ -203,6 +225,8 @@ void Attention::forward_head(const AttentionForwardArgs& args, const Head& head,
                      .keys = block.keys,
                      .first_visible = block.begin,
                      .scale = score_scale(shape),
+                     .keep = drawn(args.dropout, shape, index, block.keep(), buffers.keep),
+                     .keep_scale = args.dropout.scale,
                      .dtype = shape.dtype},
                     buffers.weights, buffers.inverse_sum, log_sum + block.begin);
     block.mix->run(
@@ -241,7 +265,7 @@ void Attention::backward_head(const AttentionBackwardArgs& args, const Head& hea
     const size_t offset = static_cast<size_t>(block->begin) * buffers.row_bytes;
     run(block->scores, buffers.q + offset, buffers.k, buffers.scores);
     run(block->scores, buffers.out_grad + offset, buffers.v, buffers.p_grad);
-    // sum_j p_j p_grad_j = out . out_grad
+    // sum_j p_j p_grad_j = out . out_grad, with dropout's factors in the p_j of the product with v
     dot_rows(rows_of_block(out, block->begin, block->end),
              rows_of_block(out_grad, block->begin, block->end), buffers.dot);
     softmax_gradients({.scores = buffers.scores,
@@ -249,6 +273,8 @@ void Attention::backward_head(const AttentionBackwardArgs& args, const Head& hea
                        .keys = block->keys,
                        .first_visible = block->begin,
                        .scale = score_scale(shape),
+                       .keep = drawn(args.dropout, shape, index, block->keep(), buffers.keep),
+                       .keep_scale = args.dropout.scale,
                        .dtype = shape.dtype},
                       {.p_grad = buffers.p_grad,
                        .log_sum = log_sum + block->begin,

@@ -6,6 +6,9 @@
 // row and head, the logarithm of the softmax's denominator, from which backward computes the
 // probabilities again: that costs a fifth more arithmetic and saves T times the memory.
 //
+// Dropout is of the probabilities, after softmax and before the product with v. The bits that say
+// which to keep are drawn for a block of queries at a time.
+//
 // The same bits come out for any number of threads.
 #pragma once
 
@@ -15,7 +18,9 @@
 #include <map>
 #include <vector>
 
+#include "kernels/ops/cpu/dropout.h"
 #include "kernels/ops/cpu/matmul.h"
+#include "kernels/ops/dropout.h"
 #include "strata/dtype.h"
 
 namespace strata::ops::cpu {
@@ -41,6 +46,7 @@ struct AttentionForwardArgs {
   void* out = nullptr;        // (batch, sequence, channels)
   float* saved = nullptr;     // attention_saved_bytes
   void* workspace = nullptr;  // Attention::workspace_bytes, aligned to 64 bytes
+  DropoutStream dropout = {};
 };
 
 struct AttentionBackwardArgs {
@@ -51,6 +57,7 @@ struct AttentionBackwardArgs {
   const float* saved = nullptr;
   void* qkv_grad = nullptr;
   void* workspace = nullptr;
+  DropoutStream dropout = {};
 };
 
 // Holds the prepared products of each sequence length and head size. Not thread-safe; `cache` must
@@ -83,6 +90,7 @@ class Attention {
     Matmul* grad_added = nullptr;  // the same, added to what is there
 
     int64_t queries() const { return end - begin; }
+    KeepBlock keep() const { return {.first_query = begin, .queries = queries(), .keys = keys}; }
   };
 
   struct Head {

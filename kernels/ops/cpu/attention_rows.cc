@@ -8,6 +8,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/ops/cpu/attention_rows.cc"
 #include "hwy/foreach_target.h"
+#include "kernels/ops/cpu/dropout-inl.h"
 #include "kernels/ops/cpu/layer_math-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -59,9 +60,27 @@ HWY_INLINE void zero_from(typename Element::Stored* row, int64_t begin, int64_t 
   std::memset(row + begin, 0, static_cast<size_t>(end - begin) * sizeof(*row));
 }
 
-template <class Element>
-HWY_INLINE void weigh_row(const ScoreBlock& block, int64_t row, typename Element::Stored* weights,
-                          float* inverse_sum, float* log_sum) {
+// A row that no dropout touches.
+struct WholeRow {
+  HWY_INLINE Vector of(Vector x, int64_t) const { return x; }
+};
+
+// Calls body(row, kept) for each row, `kept` multiplying by what dropout makes of it.
+template <class Body>
+HWY_INLINE void for_rows(const ScoreBlock& block, const Body& body) {
+  if (block.keep == nullptr) {
+    for (int64_t row = 0; row < block.rows; ++row) body(row, WholeRow());
+    return;
+  }
+  const int64_t stride = block.keys / kDropoutColumns;
+  for (int64_t row = 0; row < block.rows; ++row) {
+    body(row, KeptRow(block.keep + row * stride, block.keep_scale));
+  }
+}
+
+template <class Element, class Kept>
+HWY_INLINE void weigh_row(const ScoreBlock& block, int64_t row, const Kept& kept,
+                          typename Element::Stored* weights, float* inverse_sum, float* log_sum) {
   const F32 d;
   const float* scores = block.scores + row * block.keys;
   const int64_t visible = block.first_visible + row + 1;
@@ -78,7 +97,7 @@ HWY_INLINE void weigh_row(const ScoreBlock& block, int64_t row, typename Element
     const auto exponent = hn::MulAdd(hn::LoadU(d, scores + i), scale, minus_shift);
     const auto weight = keep(exponential(exponent), 0, part);
     sum = hn::Add(sum, weight);
-    store<Element>(weight, weights + i, Full());
+    store<Element>(kept.of(weight, i), weights + i, Full());
   });
   zero_from<Element>(weights, unseen, block.keys);
   const float total = sum_of(sum);
@@ -90,14 +109,16 @@ void weigh_rows(const ScoreBlock& block, void* weights, float* inverse_sum, floa
   with_element(block.dtype, [&](auto element) {
     using Element = decltype(element);
     auto* out = static_cast<typename Element::Stored*>(weights);
-    for (int64_t row = 0; row < block.rows; ++row, out += block.keys) {
-      weigh_row<Element>(block, row, out, inverse_sum + row, log_sum + row);
-    }
+    for_rows(block, [&](int64_t row, const auto& kept) {
+      weigh_row<Element>(block, row, kept, out + row * block.keys, inverse_sum + row,
+                         log_sum + row);
+    });
   });
 }
 
-template <class Element>
-HWY_INLINE void differentiate_row(const ScoreBlock& block, const SoftmaxGrad& grad, int64_t row) {
+template <class Element, class Kept>
+HWY_INLINE void differentiate_row(const ScoreBlock& block, const SoftmaxGrad& grad, int64_t row,
+                                  const Kept& kept) {
   const F32 d;
   const int64_t offset = row * block.keys;
   auto* probabilities = static_cast<typename Element::Stored*>(grad.probabilities) + offset;
@@ -109,8 +130,8 @@ HWY_INLINE void differentiate_row(const ScoreBlock& block, const SoftmaxGrad& gr
   const int64_t unseen = for_visible(visible, [&](int64_t i, auto part) {
     const auto exponent = hn::MulAdd(hn::LoadU(d, block.scores + offset + i), scale, minus_log_sum);
     const auto p = keep(exponential(exponent), 0, part);
-    const auto slope = hn::Sub(hn::LoadU(d, grad.p_grad + offset + i), dot);
-    store<Element>(p, probabilities + i, Full());
+    const auto slope = hn::Sub(kept.of(hn::LoadU(d, grad.p_grad + offset + i), i), dot);
+    store<Element>(kept.of(p, i), probabilities + i, Full());
     store<Element>(keep(hn::Mul(hn::Mul(p, slope), scale), 0, part), score_grads + i, Full());
   });
   zero_from<Element>(probabilities, unseen, block.keys);
@@ -119,9 +140,9 @@ HWY_INLINE void differentiate_row(const ScoreBlock& block, const SoftmaxGrad& gr
 
 void differentiate_rows(const ScoreBlock& block, const SoftmaxGrad& grad) {
   with_element(block.dtype, [&](auto element) {
-    for (int64_t row = 0; row < block.rows; ++row) {
-      differentiate_row<decltype(element)>(block, grad, row);
-    }
+    for_rows(block, [&](int64_t row, const auto& kept) {
+      differentiate_row<decltype(element)>(block, grad, row, kept);
+    });
   });
 }
 

@@ -33,16 +33,19 @@ struct ScoreBlock {
   int64_t keys = 0;  // a multiple of kKeysTogether
   int64_t first_visible = 0;
   float scale = 1;
-  DType dtype = DType::fp32;  // of what is written
+  const uint16_t* keep = nullptr;  // what dropout keeps, as keep_bits() has it; null: all
+  float keep_scale = 1;            // what it is multiplied by
+  DType dtype = DType::fp32;       // of what is written
 };
 
-// weights (rows, keys) = exp(scale * (score - row's maximum)), zero where unseen. inverse_sum[r]
+// weights (rows, keys) = exp(scale * (score - row's maximum)) * m, zero where unseen. m is
+// dropout's: keep_scale where kept and 0 elsewhere, or 1 everywhere without it. inverse_sum[r]
 // makes a row's weights probabilities, log_sum[r] is the logarithm of their denominator:
 // probability = exp(scale * score - log_sum).
 void softmax_weights(const ScoreBlock& block, void* weights, float* inverse_sum, float* log_sum);
 
-// probabilities p = exp(scale * score - log_sum) and score_grads = scale * p * (p_grad - dot[r]),
-// (rows, keys) each, zero where unseen.
+// With p = exp(scale * score - log_sum): probabilities p * m and score_grads = scale * p *
+// (p_grad * m - dot[r]), (rows, keys) each, zero where unseen. p_grad is the gradient of p * m.
 struct SoftmaxGrad {
   const float* p_grad = nullptr;  // (rows, keys)
   const float* log_sum = nullptr;

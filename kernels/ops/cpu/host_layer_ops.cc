@@ -3,6 +3,7 @@
 #include <string>
 
 #include "kernels/ops/cpu/cross_entropy.h"
+#include "kernels/ops/cpu/dropout.h"
 #include "kernels/ops/cpu/elementwise.h"
 #include "kernels/ops/cpu/embedding.h"
 #include "kernels/ops/cpu/layer_norm.h"
@@ -30,6 +31,11 @@ class Check {
   }
   void workspace(const TensorView& view, size_t bytes) const {
     expect(view.bytes() >= bytes, "the workspace", "as large as asked for");
+  }
+  DropoutStream stream(const DropoutSite& site) const {
+    expect(site.probability >= 0 && site.probability < 1, "the probability of dropout",
+           "in [0, 1)");
+    return stream_of(site);
   }
   void expect(bool condition, const char* what, const char* is) const {
     if (!condition) throw Error(std::string(op_) + ": " + what + " must be " + is + ".");
@@ -250,6 +256,19 @@ void HostLayerOps::gelu_backward(const GeluBackward& op) {
   queue_.run([args] { cpu::gelu_backward(args); });
 }
 
+void HostLayerOps::dropout(const Dropout& op) {
+  const Check check("dropout", op.x.dtype);
+  check.vector(op.out, "the output", op.x.numel());
+  if (op.residual) check.vector(op.residual, "the residual", op.x.numel());
+  const cpu::DropoutArgs args{.x = op.x.data,
+                              .residual = op.residual.data,
+                              .out = op.out.data,
+                              .numel = op.x.numel(),
+                              .dtype = op.x.dtype,
+                              .dropout = check.stream(op.site)};
+  queue_.run([args] { cpu::dropout(args); });
+}
+
 void HostLayerOps::attention_forward(const Attention& op) {
   const cpu::AttentionShape shape = attention_shape(op.qkv.dtype, op.qkv.shape, op.heads);
   const Check check("attention", shape.dtype);
@@ -261,7 +280,8 @@ void HostLayerOps::attention_forward(const Attention& op) {
                                        .qkv = op.qkv.data,
                                        .out = op.out.data,
                                        .saved = op.saved.as<float>(),
-                                       .workspace = op.workspace.data};
+                                       .workspace = op.workspace.data,
+                                       .dropout = check.stream(op.dropout)};
   queue_.run([this, args] { prepared_.attention.forward(args); });
 }
 
@@ -281,7 +301,8 @@ void HostLayerOps::attention_backward(const AttentionBackward& op) {
                                         .out_grad = op.out_grad.data,
                                         .saved = op.saved.as<float>(),
                                         .qkv_grad = op.qkv_grad.data,
-                                        .workspace = op.workspace.data};
+                                        .workspace = op.workspace.data,
+                                        .dropout = check.stream(op.dropout)};
   queue_.run([this, args] { prepared_.attention.backward(args); });
 }
 

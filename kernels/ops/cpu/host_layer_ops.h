@@ -33,6 +33,7 @@ class HostLayerOps final : public LayerOps {
                                 bool weight_transposed) const override;
   void gelu_forward(const Gelu& op) override;
   void gelu_backward(const GeluBackward& op) override;
+  void dropout(const Dropout& op) override;
   void attention_forward(const Attention& op) override;
   void attention_backward(const AttentionBackward& op) override;
   size_t attention_saved_bytes(DType dtype, const Shape& qkv, int64_t heads) const override;

@@ -1,15 +1,24 @@
 #include <gtest/gtest.h>
 
 #include <limits>
+#include <string_view>
 #include <tuple>
 
+#include "kernels/ops/optimizer_ops.h"
+#include "tests/kernels/ops/dropout_reference.h"
 #include "tests/kernels/ops/layer_testing.h"
+#include "tests/kernels/ops/optimizer_testing.h"
 
 namespace strata::ops {
 namespace {
 
 struct AttentionCase {
   int64_t batch, sequence, heads, head_channels;
+  double dropout = 0;
+
+  DropoutSite site() const {
+    return {.probability = dropout, .key = {.seed = 3, .step = 9, .micro_batch = 1, .layer = 4}};
+  }
 };
 
 // One head of the reference: q, k, v and out as functions of (position, channel).
@@ -17,7 +26,12 @@ class HeadReference {
  public:
   HeadReference(const AttentionCase& shape, DType dtype, const Tensor& qkv, int64_t batch,
                 int64_t head)
-      : shape_(shape), dtype_(dtype), qkv_(qkv), batch_(batch), head_(head) {
+      : shape_(shape),
+        dtype_(dtype),
+        qkv_(qkv),
+        batch_(batch),
+        head_(head),
+        dropout_(shape.site()) {
     for (int64_t query = 0; query < shape.sequence; ++query) add_row(query);
   }
 
@@ -36,7 +50,7 @@ class HeadReference {
       for (int64_t c = 0; c < shape_.head_channels; ++c) {
         Sum sum;
         for (int64_t key = 0; key <= query; ++key) {
-          sum.add(probability(query, key).rounded(dtype_) * v(key, c));
+          sum.add(dropped(query, key).rounded(dtype_) * v(key, c));
         }
         out[static_cast<size_t>(plain(query, c))] = sum.total();
       }
@@ -61,12 +75,13 @@ class HeadReference {
         for (int64_t c = 0; c < channels; ++c) {
           p_grad.add(Real(out_grad[plain(query, c)]) * v(key, c));
         }
-        const Real p = probability(query, key);
-        const Real score_grad = (p * (p_grad.total() - dot.total()) * scale()).rounded(dtype_);
+        const Real through = p_grad.total() * factor(query, key);
+        const Real score_grad =
+            (probability(query, key) * (through - dot.total()) * scale()).rounded(dtype_);
         for (int64_t c = 0; c < channels; ++c) {
           sum(0, query, c).add(score_grad * qkv_[packed(1, key, c)]);
           sum(1, key, c).add(score_grad * qkv_[packed(0, query, c)]);
-          sum(2, key, c).add(p.rounded(dtype_) * out_grad[plain(query, c)]);
+          sum(2, key, c).add(dropped(query, key).rounded(dtype_) * out_grad[plain(query, c)]);
         }
       }
     }
@@ -84,6 +99,14 @@ class HeadReference {
   Real v(int64_t key, int64_t c) const { return qkv_[packed(2, key, c)]; }
   const Real& probability(int64_t query, int64_t key) const {
     return probabilities_[static_cast<size_t>(query * shape_.sequence + key)];
+  }
+
+  Real factor(int64_t query, int64_t key) const {
+    return Real(dropout_.of_attention(batch_, head_, query, key)).rounded();
+  }
+  // A probability as dropout leaves it.
+  Real dropped(int64_t query, int64_t key) const {
+    return probability(query, key) * factor(query, key);
   }
 
   void add_row(int64_t query) {
@@ -112,6 +135,7 @@ class HeadReference {
   const DType dtype_;
   const Tensor& qkv_;
   const int64_t batch_, head_;
+  const DropoutReference dropout_;
   Reals probabilities_;  // (query, key)
 };
 
@@ -129,15 +153,20 @@ struct AttentionInputs {
         Tensor::scratch(bench->attention_saved_bytes(qkv.dtype(), dims, shape.heads));
     const Tensor workspace =
         Tensor::scratch(bench->attention_workspace_bytes(qkv.dtype(), dims, shape.heads));
-    bench->attention_forward(
-        {.qkv = qkv, .out = out, .saved = saved, .workspace = workspace, .heads = shape.heads});
+    bench->attention_forward({.qkv = qkv,
+                              .out = out,
+                              .saved = saved,
+                              .workspace = workspace,
+                              .heads = shape.heads,
+                              .dropout = shape.site()});
     bench->attention_backward({.qkv = qkv,
                                .out = out,
                                .out_grad = out_grad,
                                .saved = saved,
                                .qkv_grad = qkv_grad,
                                .workspace = workspace,
-                               .heads = shape.heads});
+                               .heads = shape.heads,
+                               .dropout = shape.site()});
     bench.finish();
   }
 
@@ -182,14 +211,33 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Combine(::testing::ValuesIn(kLayerDTypes),
                        ::testing::Values(AttentionCase{1, 1, 1, 8}, AttentionCase{2, 17, 3, 13},
                                          AttentionCase{1, 64, 2, 16}, AttentionCase{1, 150, 1, 64},
-                                         AttentionCase{1, 257, 2, 8})));
+                                         AttentionCase{1, 257, 2, 8},
+                                         AttentionCase{2, 17, 3, 13, 0.1},
+                                         AttentionCase{1, 150, 2, 16, 0.4})));
 
 TEST(LayerAttentionGradient, MatchesFiniteDifferences) {
+  for (const double dropout : {0.0, 0.3}) {
+    Bench bench;
+    AttentionInputs in(DType::fp32, {1, 20, 2, 8, dropout});
+    in.run(bench);
+    const Tensor gradient = in.qkv_grad.copy();
+    expect_matches_differences(in.qkv, gradient, in.out, in.out_grad, [&] { in.run(bench); });
+  }
+}
+
+// Of the optimizer's kernels and dropout's; the products and softmax stay where they are.
+TEST(LayerAttentionDropout, IsTheSameOnEveryInstructionSet) {
+  const AttentionCase shape = {2, 90, 2, 16, 0.2};
+  AttentionInputs expected(DType::bf16, shape);
   Bench bench;
-  AttentionInputs in(DType::fp32, {1, 20, 2, 8});
-  in.run(bench);
-  const Tensor gradient = in.qkv_grad.copy();
-  expect_matches_differences(in.qkv, gradient, in.out, in.out_grad, [&] { in.run(bench); });
+  expected.run(bench);
+  for (const std::string_view isa : available_isas()) {
+    const ForcedIsa forced(isa);
+    AttentionInputs in(DType::bf16, shape);
+    in.run(bench);
+    EXPECT_TRUE(in.out.same_bits(expected.out)) << isa;
+    EXPECT_TRUE(in.qkv_grad.same_bits(expected.qkv_grad)) << isa;
+  }
 }
 
 TEST(LayerAttention, LaterTokensDoNotShow) {

@@ -25,7 +25,8 @@ std::string words(NumberRange range) {
   const std::string lower =
       fmt::format("{} {}", range.above_min ? "above" : "of at least", range.min);
   if (range.max == std::numeric_limits<double>::max()) return "a number " + lower;
-  return fmt::format("a number {} and at most {}", lower, range.max);
+  return fmt::format("a number {} and {} {}", lower, range.below_max ? "below" : "at most",
+                     range.max);
 }
 
 struct TypeWords {
@@ -161,7 +162,8 @@ std::optional<uint64_t> as_integer(const Json& value, IntegerRange range) {
 std::optional<double> as_number(const Json& value, NumberRange range) {
   if (!value.is_number()) return std::nullopt;
   const double number = value.get<double>();
-  const bool in_range = std::isfinite(number) && number <= range.max &&
+  const bool in_range = std::isfinite(number) &&
+                        (range.below_max ? number < range.max : number <= range.max) &&
                         (range.above_min ? number > range.min : number >= range.min);
   return in_range ? std::optional<double>(number) : std::nullopt;
 }

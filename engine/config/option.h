@@ -36,6 +36,7 @@ struct NumberRange {
   double min = 0;
   double max = std::numeric_limits<double>::max();
   bool above_min = false;  // min itself is out
+  bool below_max = false;  // max itself is out
 };
 
 // "must be <expects>, found <value>".

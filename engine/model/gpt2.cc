@@ -14,6 +14,16 @@ int64_t Model::num_parameters() const {
 }
 
 namespace models {
+namespace {
+
+// Exact, since ranks compare descriptions.
+std::string dropout_words(const Gpt2Config& config) {
+  if (config.embd_pdrop == 0 && config.resid_pdrop == 0 && config.attn_pdrop == 0) return "";
+  return fmt::format(", dropout {} of embeddings, {} of residuals, {} of attention",
+                     config.embd_pdrop, config.resid_pdrop, config.attn_pdrop);
+}
+
+}  // namespace
 
 Model gpt2(const Gpt2Config& config) {
   Model model;
@@ -25,10 +35,10 @@ Model gpt2(const Gpt2Config& config) {
   }
   model.layers.push_back(std::make_shared<Gpt2Head>(config));
   model.description = fmt::format(
-      "GPT-2, {} layers, {} channels, {} heads, vocabulary {}, layer norm epsilon {}, {:.1f} M "
+      "GPT-2, {} layers, {} channels, {} heads, vocabulary {}, layer norm epsilon {}{}, {:.1f} M "
       "parameters",
       config.n_layer, config.n_embd, config.n_head, config.vocab_size, config.layer_norm_epsilon,
-      static_cast<double>(model.num_parameters()) / 1e6);
+      dropout_words(config), static_cast<double>(model.num_parameters()) / 1e6);
   return model;
 }
 

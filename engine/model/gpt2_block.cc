@@ -25,6 +25,17 @@ enum Param {
   kDownBias,
 };
 
+// Places of dropout, in order of use: their numbers are part of what a seed means.
+enum Site : uint8_t { kProbabilitiesSite, kAttentionSite, kMlpSite };
+
+// A branch off the residual: the projection it ends with, behind which elements are dropped.
+struct Branch {
+  Param weight, bias;
+  Site site;
+};
+constexpr Branch kAttention = {kProjectionWeight, kProjectionBias, kAttentionSite};
+constexpr Branch kMlp = {kDownWeight, kDownBias, kMlpSite};
+
 // N = B*T rows, C channels, F channels inside the MLP.
 struct Sizes {
   BatchShape batch;
@@ -102,13 +113,23 @@ struct Pass {
   const Saved saved;
   const Workspace workspace;
   const float eps;
+  const double resid_pdrop, attn_pdrop;  // 0 in evaluation
 
-  Pass(const LayerContext& c, const Gpt2Config& config)
+  Pass(const LayerContext& c, const Gpt2Config& config, bool training)
       : context(c),
         sizes(config, c.batch, c.input.dtype),
         saved(c.saved, c.ops, sizes),
         workspace(c.workspace, c.ops, sizes),
-        eps(config.layer_norm_epsilon) {}
+        eps(config.layer_norm_epsilon),
+        resid_pdrop(training ? config.resid_pdrop : 0),
+        attn_pdrop(training ? config.attn_pdrop : 0) {}
+
+  ops::DropoutSite probabilities_site() const {
+    return {attn_pdrop, context.random, kProbabilitiesSite};
+  }
+  ops::DropoutSite site(const Branch& branch) const {
+    return {resid_pdrop, context.random, branch.site};
+  }
 
   TensorView cut(const TensorView& buffer, int64_t columns) const {
     return reshaped(buffer, {sizes.rows, columns});
@@ -135,13 +156,22 @@ struct Pass {
                                 .weight_transposed = false,
                                 .workspace = workspace.scratch});
   }
+
+  // out = residual + dropout(projection of x). Without dropout the product adds the residual.
+  void join(const Branch& branch, const TensorView& x, const TensorView& residual,
+            const TensorView& out) const {
+    const ops::DropoutSite dropped = site(branch);
+    if (!dropped.drops()) return project(x, branch.weight, branch.bias, residual, out);
+    project(x, branch.weight, branch.bias, {}, out);
+    context.ops.dropout({.x = out, .residual = residual, .out = out, .site = dropped});
+  }
 };
 
 struct BackwardPass : Pass {
   std::span<const ParameterGrad> grads;
 
   BackwardPass(const LayerBackward& c, const Gpt2Config& config)
-      : Pass(c, config), grads(c.grads) {}
+      : Pass(c, config, /*training=*/true), grads(c.grads) {}
 
   void project_backward(const TensorView& x, Param weight, Param bias, const TensorView& out_grad,
                         const TensorView& x_grad) const {
@@ -153,6 +183,14 @@ struct BackwardPass : Pass {
                                  .bias_grad = wanted(grads[bias]),
                                  .weight_transposed = false,
                                  .workspace = workspace.scratch});
+  }
+
+  // `spare` (N, C) is overwritten.
+  void join_backward(const Branch& branch, const TensorView& x, const TensorView& out_grad,
+                     const TensorView& spare, const TensorView& x_grad) const {
+    const ops::DropoutSite dropped = site(branch);
+    if (dropped.drops()) context.ops.dropout({.x = out_grad, .out = spare, .site = dropped});
+    project_backward(x, branch.weight, branch.bias, dropped.drops() ? spare : out_grad, x_grad);
   }
 
   // Uses the statistics that normalize() of the same x has just written.
@@ -171,13 +209,13 @@ struct BackwardPass : Pass {
   }
 };
 
-// y = h + down(gelu(up(ln_2(h)))). Leaves dh, both ways together, in narrow_a.
+// y = h + dropout(down(gelu(up(ln_2(h))))). Leaves dh, both ways together, in narrow_a.
 void mlp_backward(const BackwardPass& pass, const TensorView& output_grad) {
   const Workspace& ws = pass.workspace;
   const TensorView activated = pass.cut(ws.wide_a, pass.sizes.inner);
   const TensorView up_grad = pass.cut(ws.wide_b, pass.sizes.inner);
   pass.context.ops.gelu_forward({.x = pass.saved.up, .out = activated});
-  pass.project_backward(activated, kDownWeight, kDownBias, output_grad, up_grad);
+  pass.join_backward(kMlp, activated, output_grad, ws.narrow_a, up_grad);
   pass.context.ops.gelu_backward({.x = pass.saved.up, .out_grad = up_grad, .x_grad = up_grad});
   pass.normalize(pass.saved.hidden, kNorm2Weight, kNorm2Bias, ws.narrow_a);
   pass.project_backward(ws.narrow_a, kUpWeight, kUpBias, up_grad, ws.narrow_b);
@@ -185,22 +223,22 @@ void mlp_backward(const BackwardPass& pass, const TensorView& output_grad) {
                           ws.narrow_a);
 }
 
-// h = x + projection(attention(qkv(ln_1(x)))), with dh in narrow_a.
+// h = x + dropout(projection(attention(qkv(ln_1(x))))), with dh in narrow_a.
 void attention_backward(const BackwardPass& pass, const TensorView& input_grad) {
   const Workspace& ws = pass.workspace;
   const Sizes& sizes = pass.sizes;
   const TensorView hidden_grad = ws.narrow_a;
   const TensorView qkv_grad = pass.cut(ws.wide_a, 3 * sizes.channels);
   const TensorView normalized_grad = pass.cut(ws.wide_b, sizes.channels);
-  pass.project_backward(pass.saved.attended, kProjectionWeight, kProjectionBias, hidden_grad,
-                        ws.narrow_b);
+  pass.join_backward(kAttention, pass.saved.attended, hidden_grad, normalized_grad, ws.narrow_b);
   pass.context.ops.attention_backward({.qkv = reshaped(pass.saved.qkv, sizes.qkv()),
                                        .out = reshaped(pass.saved.attended, sizes.attended()),
                                        .out_grad = reshaped(ws.narrow_b, sizes.attended()),
                                        .saved = pass.saved.attention,
                                        .qkv_grad = reshaped(qkv_grad, sizes.qkv()),
                                        .workspace = ws.scratch,
-                                       .heads = sizes.heads});
+                                       .heads = sizes.heads,
+                                       .dropout = pass.probabilities_site()});
   pass.normalize(pass.context.input, kNorm1Weight, kNorm1Bias, ws.narrow_b);
   pass.project_backward(ws.narrow_b, kQkvWeight, kQkvBias, qkv_grad, normalized_grad);
   pass.normalize_backward(pass.context.input, kNorm1Weight, kNorm1Bias, normalized_grad,
@@ -243,7 +281,7 @@ LayerFootprint Gpt2Block::footprint(const ops::LayerOps& ops, const BatchShape& 
 }
 
 void Gpt2Block::forward(const LayerForward& context) const {
-  const Pass pass(context, config_);
+  const Pass pass(context, config_, context.training);
   const Saved& saved = pass.saved;
   const Workspace& ws = pass.workspace;
   pass.normalize(context.input, kNorm1Weight, kNorm1Bias, ws.narrow_a);
@@ -252,14 +290,15 @@ void Gpt2Block::forward(const LayerForward& context) const {
                                  .out = reshaped(saved.attended, pass.sizes.attended()),
                                  .saved = saved.attention,
                                  .workspace = ws.scratch,
-                                 .heads = pass.sizes.heads});
-  pass.project(saved.attended, kProjectionWeight, kProjectionBias, context.input, saved.hidden);
+                                 .heads = pass.sizes.heads,
+                                 .dropout = pass.probabilities_site()});
+  pass.join(kAttention, saved.attended, context.input, saved.hidden);
   pass.normalize(saved.hidden, kNorm2Weight, kNorm2Bias, ws.narrow_a);
   pass.project(ws.narrow_a, kUpWeight, kUpBias, {}, saved.up);
   if (!context.output) return;
   const TensorView activated = pass.cut(ws.wide_a, pass.sizes.inner);
   context.ops.gelu_forward({.x = saved.up, .out = activated});
-  pass.project(activated, kDownWeight, kDownBias, saved.hidden, context.output);
+  pass.join(kMlp, activated, saved.hidden, context.output);
 }
 
 void Gpt2Block::backward(const LayerBackward& context) const {

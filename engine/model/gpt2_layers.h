@@ -3,18 +3,20 @@
 // What a layer saves for backward is what is dear to compute: results of matrix products and of
 // attention, 9 values for each of the B*T*C of a block's output. Layer norms and GELU are computed
 // a second time into the workspace: their inputs are saved anyway, they take no matrix product, and
-// their outputs would be 6 more.
+// their outputs would be 6 more. What dropout dropped is not saved: it is drawn again.
 #pragma once
 
 #include <string>
 #include <vector>
 
+#include "kernels/ops/dropout.h"
 #include "strata/layer.h"
 #include "strata/model.h"
 
 namespace strata::models {
 
-// Token and position embeddings. Owns the token table that the head shares.
+// Token and position embeddings, with dropout of their sum. Owns the token table that the head
+// shares.
 class Gpt2Embedding final : public Layer {
  public:
   explicit Gpt2Embedding(const Gpt2Config& config) : config_(config) {}
@@ -28,10 +30,12 @@ class Gpt2Embedding final : public Layer {
   void backward(const LayerBackward& context) const override;
 
  private:
+  ops::DropoutSite site(const RandomKey& random) const;
+
   const Gpt2Config config_;
 };
 
-// h = x + attention(ln_1(x)); y = h + mlp(ln_2(h)).
+// h = x + dropout(attention(ln_1(x))); y = h + dropout(mlp(ln_2(h))).
 class Gpt2Block final : public Layer {
  public:
   Gpt2Block(const Gpt2Config& config, int64_t index) : config_(config), index_(index) {}

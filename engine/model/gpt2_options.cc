@@ -19,17 +19,9 @@ Value the_only(const std::string& word) {
           }};
 }
 
-Value no_dropout(const std::string& key) {
-  return {"0", "0", [key](const Json& json) -> std::string {
-            if (!json.is_number()) return must_be("0", json);
-            if (json.get<double>() == 0) return "";
-            return fmt::format("is {}, and dropout is not there yet: set \"{}\" to 0", json.dump(),
-                               key);
-          }};
-}
-
-Option dropout(const std::string& key) {
-  return honoured(key, no_dropout(key), "Dropout.",
+Option dropout(const std::string& key, double& out, const std::string& of_what) {
+  return honoured(key, number(out, {.min = 0, .max = 1, .below_max = true}),
+                  "Dropout in training " + of_what + ", to the nearest 1/65536.",
                   "Not given counts as 0, where Hugging Face's default is 0.1.");
 }
 
@@ -102,7 +94,9 @@ options::Table gpt2_table(Gpt2Draft& draft) {
                 "Standard deviation of the initial weights; residual projections start with "
                 "1/sqrt(2 * `n_layer`) of it."),
        honoured("activation_function", the_only("gelu_new"), "GELU by its tanh approximation."),
-       dropout("resid_pdrop"), dropout("embd_pdrop"), dropout("attn_pdrop")}};
+       dropout("embd_pdrop", out.embd_pdrop, "of the sum of the embeddings"),
+       dropout("resid_pdrop", out.resid_pdrop, "of what attention and the MLP add to the residual"),
+       dropout("attn_pdrop", out.attn_pdrop, "of attention probabilities")}};
   add_refused_keys(group.options);
   add_keys_without_effect(group.options);
   return {group};

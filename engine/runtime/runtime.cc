@@ -229,7 +229,12 @@ LayerContext Runtime::layer_context(const Action& action,
           .params = params,
           .saved = saved_.data() + layout.saved_offset +
                    static_cast<uint64_t>(action.micro_batch) * layout.saved_stride,
-          .workspace = workspace_.data()};
+          .workspace = workspace_.data(),
+          .random = {
+              .seed = config_.seed,
+              .step = static_cast<uint64_t>(step_ + 1),
+              .micro_batch = static_cast<uint32_t>(action.micro_batch * world_.size + world_.rank),
+              .layer = static_cast<uint32_t>(action.unit)}};
 }
 
 void Runtime::forward(const Action& action, bool training) {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "strata/batch.h"
+#include "strata/random_key.h"
 #include "strata/tensor.h"
 
 namespace strata {
@@ -50,13 +51,14 @@ struct LayerContext {
   std::span<const TensorView> params;  // own parameters as declared, then shared ones
   std::byte* saved = nullptr;          // saved_bytes, without training too; 64-byte aligned
   std::byte* workspace = nullptr;      // workspace_bytes; 64-byte aligned
+  RandomKey random = {};               // one for forward, recomputation and backward
 };
 
 struct LayerForward : LayerContext {
   // (B*T, C); null view in the last layer, and where a recomputation wants only the saved bytes.
   TensorView output;
   double* loss = nullptr;  // last layer: where the mean loss goes, in device memory
-  bool training = true;    // false: no backward follows
+  bool training = true;    // false: no backward follows, and nothing is random
   float loss_scale = 1;    // last layer: the gradient's scale
 };
 

@@ -32,6 +32,11 @@ struct Gpt2Config {
   int64_t n_inner = 0;  // 0: 4 * n_embd
   float layer_norm_epsilon = 1e-5f;
   float initializer_range = 0.02f;
+  // Dropout in training, in [0, 1): of the embeddings' sum, of what attention and MLP add to the
+  // residual, of attention probabilities.
+  double embd_pdrop = 0;
+  double resid_pdrop = 0;
+  double attn_pdrop = 0;
 
   // Throws ConfigError naming file, key and what to change; see docs/configuration.md.
   static Gpt2Config from_file(const std::string& path);

@@ -119,6 +119,7 @@ class Gpt2Harness {
   std::vector<int32_t> tokens, targets;
   std::vector<GuardedBuffer> saved;            // a layer's
   std::vector<std::vector<float>> boundaries;  // a layer's output
+  uint64_t step = 1;                           // of the layers' random numbers
   bool guards_intact = true;
 
  private:
@@ -166,7 +167,8 @@ class Gpt2Harness {
             i > 0 ? boundary(i - 1, boundaries[i - 1]) : TensorView{},
             params,
             saved[i].data(),
-            workspace.data()};
+            workspace.data(),
+            {.seed = 5, .step = step, .micro_batch = 2, .layer = static_cast<uint32_t>(i)}};
   }
 
   void run_backward(size_t i, std::vector<float>& output_grad, std::vector<float>& input_grad,

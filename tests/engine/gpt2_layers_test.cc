@@ -32,6 +32,13 @@ Gpt2Config sizes(int64_t vocab, int64_t channels, int64_t heads, int64_t layers,
   return config;
 }
 
+Gpt2Config with_dropout(Gpt2Config config) {
+  config.embd_pdrop = 0.1;
+  config.resid_pdrop = 0.2;
+  config.attn_pdrop = 0.3;
+  return config;
+}
+
 class Gpt2Layers : public testing::TestWithParam<Case> {
  protected:
   Gpt2Harness harness_{GetParam().config, GetParam().batch, /*seed=*/11};
@@ -42,7 +49,8 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(Case{"Plain", sizes(13, 16, 2, 2, 0), {2, 5}},
                     Case{"OneToken", sizes(5, 8, 1, 1, 0), {1, 1}},
                     // An MLP narrower than q, k, v together: the wide buffers' other case.
-                    Case{"NarrowMlp", sizes(7, 24, 3, 1, 20), {3, 8}}),
+                    Case{"NarrowMlp", sizes(7, 24, 3, 1, 20), {3, 8}},
+                    Case{"Dropout", with_dropout(sizes(13, 16, 2, 2, 0)), {2, 8}}),
     [](const auto& param_info) { return param_info.param.name; });
 
 double norm(const std::vector<float>& values) {
@@ -76,7 +84,7 @@ TEST_P(Gpt2Layers, GradientsAreTheLosssSlopes) {
       for (size_t i = 0; i < values.size(); ++i) {
         values[i] = static_cast<float>(original[i] + step * direction[i]);
       }
-      return harness_.forward(/*training=*/false);
+      return harness_.forward();
     };
     constexpr double kStep = 4e-3;
     // Richardson's extrapolation: the error of central differences falls with step^4.
@@ -134,6 +142,28 @@ TEST_P(Gpt2Layers, AFrozenParameterChangesNoOtherGradient) {
                                            "transformer.h.0.mlp.c_fc.weight"};
   for (const std::string& name : frozen) expected.erase(name);
   EXPECT_EQ(harness_.backward(frozen), expected);
+}
+
+// Each kind of dropout counts, and draws anew every step; evaluation knows none.
+TEST(Gpt2Dropout, IsInTrainingAlone) {
+  const Gpt2Config plain = sizes(13, 16, 2, 2, 0);
+  const auto losses = [](const Gpt2Config& config) {
+    Gpt2Harness harness(config, {2, 8}, /*seed=*/11);
+    std::vector<double> result = {harness.forward(/*training=*/false)};
+    for (harness.step = 1; harness.step <= 2; ++harness.step) result.push_back(harness.forward());
+    return result;
+  };
+  const double expected = losses(plain)[0];
+  for (double Gpt2Config::*probability :
+       {&Gpt2Config::embd_pdrop, &Gpt2Config::resid_pdrop, &Gpt2Config::attn_pdrop}) {
+    Gpt2Config config = plain;
+    config.*probability = 0.1;
+    const std::vector<double> seen = losses(config);
+    EXPECT_EQ(seen[0], expected);
+    EXPECT_NE(seen[1], expected);
+    EXPECT_NE(seen[2], expected);
+    EXPECT_NE(seen[1], seen[2]);
+  }
 }
 
 TEST_P(Gpt2Layers, EvaluationLeavesTheLogitsOfItsLoss) {
@@ -238,10 +268,10 @@ std::string error_of(const std::string& text) {
 TEST(Gpt2Config, TakesAConfigurationAsHuggingFaceWritesIt) {
   const Gpt2Config config = Gpt2Config::from_json(R"({
       "_name_or_path": "gpt2", "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"],
-      "attn_pdrop": 0.0, "bos_token_id": 50256, "embd_pdrop": 0, "eos_token_id": 50256,
+      "attn_pdrop": 0.1, "bos_token_id": 50256, "embd_pdrop": 0, "eos_token_id": 50256,
       "initializer_range": 0.05, "layer_norm_epsilon": 1e-06, "model_type": "gpt2", "n_ctx": 64,
       "n_embd": 32, "n_head": 4, "n_inner": null, "n_layer": 3, "n_positions": 64,
-      "reorder_and_upcast_attn": false, "resid_pdrop": 0.0, "scale_attn_weights": true,
+      "reorder_and_upcast_attn": false, "resid_pdrop": 0.25, "scale_attn_weights": true,
       "summary_type": "cls_index", "task_specific_params": {"text-generation": {"do_sample": true}},
       "torch_dtype": "float32", "transformers_version": "4.30.0", "use_cache": true,
       "vocab_size": 256})",
@@ -254,12 +284,16 @@ TEST(Gpt2Config, TakesAConfigurationAsHuggingFaceWritesIt) {
   EXPECT_EQ(config.n_inner, 0);
   EXPECT_FLOAT_EQ(config.layer_norm_epsilon, 1e-6f);
   EXPECT_FLOAT_EQ(config.initializer_range, 0.05f);
+  EXPECT_EQ(config.attn_pdrop, 0.1);
+  EXPECT_EQ(config.embd_pdrop, 0);
+  EXPECT_EQ(config.resid_pdrop, 0.25);
 }
 
 TEST(Gpt2Config, RefusesWhatItCannotHonour) {
-  EXPECT_EQ(error_of(R"({"resid_pdrop": 0.1})"),
-            "config.json: \"resid_pdrop\" is 0.1, and dropout is not there yet: set "
-            "\"resid_pdrop\" to 0");
+  EXPECT_EQ(error_of(R"({"resid_pdrop": 1.0})"),
+            "config.json: \"resid_pdrop\" must be a number of at least 0 and below 1, found 1.0");
+  EXPECT_EQ(error_of(R"({"attn_pdrop": -0.1})"),
+            "config.json: \"attn_pdrop\" must be a number of at least 0 and below 1, found -0.1");
   EXPECT_EQ(error_of(R"({"activation_function": "relu"})"),
             "config.json: \"activation_function\" is \"relu\", which is not there yet: use "
             "\"gelu_new\"");

@@ -260,6 +260,7 @@ TEST_F(FailingRanks, AreRefusedAtStartWhenTheyDisagree) {
       {"loss_scale", [](Gpt2&, Config& c, Options&) { c.loss_scale.window = 5; }},
       {"seed", [](Gpt2&, Config& c, Options&) { c.seed = 8; }},
       {"n_head", [](Gpt2& g, Config&, Options&) { g.n_head = 2; }},
+      {"dropout", [](Gpt2& g, Config&, Options&) { g.attn_pdrop = 1e-4; }},
       {"epsilon", [](Gpt2& g, Config&, Options&) { g.layer_norm_epsilon = 1e-6f; }},
       {"data", [](Gpt2&, Config&, Options& o) { o.data_hash = 5; }},
       {"slots", [](Gpt2&, Config& c, Options&) { c.slots = 2; }},

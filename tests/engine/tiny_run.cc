@@ -85,11 +85,11 @@ engine::ProgramInput program_input(const engine::ModelLayout& layout) {
 }
 
 RunOutcome run_tiny(const Config& config, int steps, const engine::Disturbance& disturbance,
-                    const World& world) {
+                    const World& world, const models::Gpt2Config& gpt2) {
   Engine::Options options;
   options.micro_batch = {config.micro_batch, tiny_gpt2().n_positions};
-  Engine engine = EngineTestAccess::make(models::gpt2(tiny_gpt2()), for_world(config, world),
-                                         options, disturbance, world);
+  Engine engine = EngineTestAccess::make(models::gpt2(gpt2), for_world(config, world), options,
+                                         disturbance, world);
   const PlanSummary& plan = engine.plan();
   RunOutcome outcome;
   for (int step = 0; step < steps; ++step) {
@@ -114,12 +114,13 @@ RunOutcome run_tiny(const Config& config, int steps, const engine::Disturbance& 
 }
 
 RunOutcome run_tiny_on_ranks(int size, const Config& config, int steps,
-                             const engine::Disturbance& disturbance) {
+                             const engine::Disturbance& disturbance,
+                             const models::Gpt2Config& gpt2) {
   std::vector<RunOutcome> outcomes(static_cast<size_t>(size));
   const auto failures = failures_of_ranks(size, [&](const World& world) {
     engine::Disturbance own = disturbance;
     if (own.delay_seed != 0) own.delay_seed += static_cast<uint64_t>(world.rank);
-    outcomes[static_cast<size_t>(world.rank)] = run_tiny(config, steps, own, world);
+    outcomes[static_cast<size_t>(world.rank)] = run_tiny(config, steps, own, world, gpt2);
   });
   for (size_t rank = 0; rank < failures.size(); ++rank) {
     EXPECT_EQ(failures[rank], "");

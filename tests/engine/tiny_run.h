@@ -53,16 +53,18 @@ struct RunOutcome {
   int skipped_steps = 0;
 };
 
-// Trains `steps` steps and checks, in every step, that the bytes moved are the plan's and those of
-// what was done again, and that peaks are at most the plan and the plan at most the budgets. Steps
-// are skipped in fp16 alone, and move what they please. Ranks take turns at micro-batches.
+// Trains `steps` steps (of a model that takes tiny_gpt2()'s tokens) and checks, in every step, that
+// the bytes moved are the plan's and those of what was done again, and that peaks are at most the
+// plan and the plan at most the budgets. Steps are skipped in fp16 alone, and move what they
+// please. Ranks take turns at micro-batches.
 RunOutcome run_tiny(const Config& config, int steps, const engine::Disturbance& disturbance = {},
-                    const World& world = {});
+                    const World& world = {}, const models::Gpt2Config& gpt2 = tiny_gpt2());
 
 // The same on ranks that are threads; they must agree on everything they report. A disturbance's
 // delays differ from rank to rank.
 RunOutcome run_tiny_on_ranks(int size, const Config& config, int steps,
-                             const engine::Disturbance& disturbance = {});
+                             const engine::Disturbance& disturbance = {},
+                             const models::Gpt2Config& gpt2 = tiny_gpt2());
 
 }  // namespace testing_support
 }  // namespace strata

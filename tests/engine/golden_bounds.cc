@@ -108,6 +108,10 @@ std::vector<Deviation> deviations(const Quantities& measured, const Quantities& 
   return result;
 }
 
+TrainingCurve golden_curve(const SafetensorsFixture& results) {
+  return {results.values("true.losses"), results.values("true.grad_norms")};
+}
+
 std::vector<Deviation> training_deviations(const std::function<StepResult(size_t)>& step,
                                            const TrainingCurve& truth, const Rounding& rounding) {
   std::vector<Deviation> steps;

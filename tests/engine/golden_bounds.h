@@ -67,6 +67,8 @@ Deviation worst(const std::vector<Deviation>& deviations);
 struct TrainingCurve {
   std::vector<double> losses, grad_norms;
 };
+// By fp64 arithmetic.
+TrainingCurve golden_curve(const SafetensorsFixture& results);
 std::vector<Deviation> training_deviations(const std::function<StepResult(size_t)>& step,
                                            const TrainingCurve& truth, const Rounding& rounding);
 

@@ -59,6 +59,12 @@ SafetensorsFixture golden_results(DType dtype) {
   return golden_file("gpt2_" + std::string(name(dtype)));
 }
 
+GoldenDropout::GoldenDropout() : file(golden_path("gpt2_dropout")) {
+  const nlohmann::json about = file.about();
+  model = models::Gpt2Config::from_json(about.at("config").dump(), golden_path("gpt2_dropout"));
+  seed = about.at("seed");
+}
+
 Quantities golden_truth(const SafetensorsFixture& results) {
   Quantities truth;
   for (const char* name : {"loss", "logits"}) {
@@ -95,6 +101,7 @@ Engine GoldenRun::make_engine(const Options& options) {
   config.loss_scale.constant = kGoldenLossScale;
   config.gradient_clipping = inputs.max_grad_norm;
   config.optimizer = options.optimizer;
+  config.seed = options.seed;
   config.compute_threads = config.optimizer_threads = 1;  // tiny: handing work out costs more
   Engine::Options engine_options;
   engine_options.micro_batch = inputs.batches.front().shape;
@@ -102,7 +109,7 @@ Engine GoldenRun::make_engine(const Options& options) {
   disturbance.wrap_ops = [this](std::unique_ptr<ops::LayerOps> inner) {
     return plant_errors(std::move(inner), *probe_);
   };
-  return EngineTestAccess::make(models::gpt2(inputs.model), config, engine_options, disturbance);
+  return EngineTestAccess::make(models::gpt2(options.model), config, engine_options, disturbance);
 }
 
 StepResult GoldenRun::step(size_t batch, const std::optional<Plant>& plant) {

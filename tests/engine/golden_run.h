@@ -41,6 +41,15 @@ void write_golden_weights(Engine& engine, DType round_to = DType::fp32);
 // The results of batch 0 by fp64 arithmetic.
 Quantities golden_truth(const SafetensorsFixture& results);
 
+// gpt2_dropout, and what its run has that the others do not.
+struct GoldenDropout {
+  GoldenDropout();
+
+  SafetensorsFixture file;
+  models::Gpt2Config model;
+  uint64_t seed = 0;
+};
+
 // In fp16: every gradient of these batches fits, and the smallest that matter are normal numbers.
 inline constexpr double kGoldenLossScale = 1024;
 
@@ -52,6 +61,9 @@ class GoldenRun {
     DType round_weights_to = DType::fp32;
     // What the optimizer does; by default the weights stay as they are.
     OptimizerConfig optimizer = {.lr = 0};
+    // The masks of dropout are those of the steps that the engine has taken.
+    models::Gpt2Config model = golden_inputs().model;
+    uint64_t seed = 1;
   };
   explicit GoldenRun(const Options& options);
 

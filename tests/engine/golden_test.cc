@@ -28,10 +28,6 @@ INSTANTIATE_TEST_SUITE_P(DTypes, Golden, testing::Values(DType::fp32, DType::bf1
                            return std::string(name(param_info.param));
                          });
 
-TrainingCurve curve(const SafetensorsFixture& results) {
-  return {results.values("true.losses"), results.values("true.grad_norms")};
-}
-
 TEST_P(Golden, LogitsLossAndEveryGradientMatch) {
   GoldenRun run({.dtype = dtype_});
   std::printf("largest error / bound, as shares of the tensor's largest element:\n");
@@ -44,7 +40,7 @@ TEST_P(Golden, LogitsLossAndEveryGradientMatch) {
 TEST_P(Golden, TwentyStepsOfAdamWMatch) {
   GoldenRun run({.dtype = dtype_, .optimizer = golden_inputs().optimizer});
   const auto steps =
-      training_deviations([&](size_t k) { return run.step(k); }, curve(results_), rounding_);
+      training_deviations([&](size_t k) { return run.step(k); }, golden_curve(results_), rounding_);
   EXPECT_EQ(steps.size(), 2 * 20u);
   std::printf("error / bound, as shares of the value:\n");
   for (const Deviation& deviation : steps) {
@@ -77,8 +73,8 @@ TEST_P(GoldenUpdate, OnePercentOffLeavesTheBounds) {
   OptimizerConfig optimizer = golden_inputs().optimizer;
   optimizer.*GetParam().scalar *= 1 + kPlantedError;
   GoldenRun run({.dtype = DType::fp32, .optimizer = optimizer});
-  const Deviation farthest =
-      worst(training_deviations([&](size_t k) { return run.step(k); }, curve(results), rounding));
+  const Deviation farthest = worst(
+      training_deviations([&](size_t k) { return run.step(k); }, golden_curve(results), rounding));
   print(farthest);
   EXPECT_GT(farthest.error, farthest.bound);
 }
@@ -108,10 +104,12 @@ std::vector<Plant> plants() {
 }
 
 TEST(GoldenPlants, AreInAllThatLayerOpsCompute) {
-  GoldenRun run({.dtype = DType::fp32});
-  run.step(0);
   std::set<std::string_view> computed;
-  for (const auto& [output, calls] : run.probe().calls()) computed.insert(output);
+  for (const auto& model : {golden_inputs().model, GoldenDropout().model}) {
+    GoldenRun run({.dtype = DType::fp32, .model = model});
+    run.step(0);
+    for (const auto& [output, calls] : run.probe().calls()) computed.insert(output);
+  }
   std::set<std::string_view> known(kOpOutputs.begin(), kOpOutputs.end());
   EXPECT_EQ(computed, known);
 }

@@ -33,6 +33,7 @@ inline constexpr std::array kOpOutputs = std::to_array<std::string_view>({
     "linear_backward.bias_grad",
     "gelu_forward.out",
     "gelu_backward.x_grad",
+    "dropout.out",
     "attention_forward.out",
     "attention_forward.saved",
     "attention_backward.qkv_grad",

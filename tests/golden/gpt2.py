@@ -12,6 +12,7 @@ import json
 import math
 import pathlib
 
+import numpy
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
@@ -36,6 +37,9 @@ MAX_GRAD_NORM = 1.0
 FP16_LOSS_SCALE = 1024  # every gradient here fits, and the smallest that matter are normal numbers
 SEED = 20
 RANKS_SEED = 21
+DROPOUT = {"embd_pdrop": 0.1, "resid_pdrop": 0.2, "attn_pdrop": 0.15}
+DROPOUT_STEPS = 8
+DROPOUT_SEED = 22  # Strata's, that masks are drawn by
 
 
 def make_weights(generator):
@@ -80,7 +84,66 @@ def make_batches(generator, steps, rows):
     return walk[..., :-1].contiguous(), walk[..., 1:].contiguous()
 
 
-def forward(params, tokens):
+def philox(key, counter, stream):
+    """Philox4x32-10 of 64-bit counters: (n, 4) words of 32 bits."""
+    low, high, half = numpy.uint64(0xFFFFFFFF), numpy.uint64(32), 1 << 32
+    x = [counter & low, counter >> high]
+    x += [numpy.full_like(counter, stream % half), numpy.full_like(counter, stream // half)]
+    k0, k1 = key % half, key // half
+    for _ in range(10):
+        a, b = numpy.uint64(0xD2511F53) * x[0], numpy.uint64(0xCD9E8D57) * x[2]
+        x = [
+            (b >> high) ^ x[1] ^ numpy.uint64(k0),
+            b & low,
+            (a >> high) ^ x[3] ^ numpy.uint64(k1),
+            a & low,
+        ]
+        k0, k1 = (k0 + 0x9E3779B9) % half, (k1 + 0xBB67AE85) % half
+    return numpy.stack(x, axis=-1)
+
+
+class Dropout:
+    """Strata's masks for one step's only micro-batch, from the definition in
+    kernels/ops/dropout.h."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def _factors(self, probability, layer, site, calls, stream_offset=0):
+        """(len(calls), 8): what a call's eight elements are multiplied by."""
+        place = (layer << 8) + site
+        words = [int(w) for w in philox(DROPOUT_SEED, self._array([self.step]), place)[0]]
+        key, stream = words[0] + (words[1] << 32), words[2] + (words[3] << 32)
+        drawn = philox(key, self._array(calls), (stream + stream_offset) % (1 << 64))
+        pieces = numpy.stack([drawn & numpy.uint64(0xFFFF), drawn >> numpy.uint64(16)], axis=-1)
+        threshold = round(DROPOUT[probability] * 65536)
+        kept = pieces.reshape(len(calls), 8) >= numpy.uint64(threshold)
+        return kept * (65536 / (65536 - threshold))
+
+    @staticmethod
+    def _array(numbers):
+        return numpy.array(numbers, dtype=numpy.uint64)
+
+    def activations(self, x, probability, layer, site):
+        numel = x.numel()
+        calls = range((numel + 127) // 128 * 16)
+        factors = self._factors(probability, layer, site, calls).reshape(-1, 16, 8)
+        line = torch.from_numpy(factors.transpose(0, 2, 1).reshape(-1)[:numel].copy())
+        return x * line.view(x.shape).to(x.dtype)
+
+    def probabilities(self, p, probability, layer, site):
+        """p: (B, H, T, T)"""
+        factors = torch.empty(p.shape, dtype=torch.float64)
+        keys = p.shape[-1]
+        for batch, head in numpy.ndindex(*p.shape[:2]):
+            for query in range(p.shape[2]):
+                calls = [((query // 8) << 32) + key for key in range(keys)]
+                drawn = self._factors(probability, layer, site, calls, (batch << 32) + head)
+                factors[batch, head, query] = torch.from_numpy(drawn[:, query % 8].copy())
+        return p * factors.to(p.dtype)
+
+
+def forward(params, tokens, dropout=None):
     """Logits (B, T, V) in the parameters' dtype."""
     b, t = tokens.shape
     c, heads = CONFIG["n_embd"], CONFIG["n_head"]
@@ -92,10 +155,21 @@ def forward(params, tokens):
     def linear(x, name):  # weight (in, out), as in GPT-2's Conv1D
         return F.linear(x, params[f"{name}.weight"].t(), params[f"{name}.bias"])
 
-    def attention(x, name):
+    def drop(x, *site):
+        return x if dropout is None else dropout.activations(x, *site)
+
+    def mix(q, k, v, layer):
+        if dropout is None:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        scores = q @ k.transpose(-2, -1) / math.sqrt(c // heads)
+        unseen = torch.ones(t, t, dtype=torch.bool).triu(1)
+        p = F.softmax(scores.masked_fill(unseen, -math.inf), dim=-1)
+        return dropout.probabilities(p, "attn_pdrop", layer, 0) @ v
+
+    def attention(x, name, layer):
         qkv = linear(x, f"{name}.c_attn").split(c, dim=-1)
         q, k, v = (part.view(b, t, heads, c // heads).transpose(1, 2) for part in qkv)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out = mix(q, k, v, layer)
         return linear(out.transpose(1, 2).reshape(b, t, c), f"{name}.c_proj")
 
     def mlp(x, name):
@@ -103,17 +177,19 @@ def forward(params, tokens):
 
     token_table = params["transformer.wte.weight"]
     x = F.embedding(tokens, token_table) + params["transformer.wpe.weight"][:t]
+    x = drop(x, "embd_pdrop", 0, 0)
     for i in range(CONFIG["n_layer"]):
-        block = f"transformer.h.{i}"
-        x = x + attention(layer_norm(x, f"{block}.ln_1"), f"{block}.attn")
-        x = x + mlp(layer_norm(x, f"{block}.ln_2"), f"{block}.mlp")
+        block, layer = f"transformer.h.{i}", i + 1
+        branch = attention(layer_norm(x, f"{block}.ln_1"), f"{block}.attn", layer)
+        x = x + drop(branch, "resid_pdrop", layer, 1)
+        x = x + drop(mlp(layer_norm(x, f"{block}.ln_2"), f"{block}.mlp"), "resid_pdrop", layer, 2)
     return F.linear(layer_norm(x, "transformer.ln_f"), token_table)
 
 
-def loss_and_gradients(params, tokens, targets, loss_scale=1):
+def loss_and_gradients(params, tokens, targets, loss_scale=1, dropout=None):
     """Gradients are those of the loss times the scale."""
     leaves = {name: p.detach().clone().requires_grad_() for name, p in params.items()}
-    logits = forward(leaves, tokens)
+    logits = forward(leaves, tokens, dropout)
     wide = logits if logits.dtype == torch.float64 else logits.float()
     loss = F.cross_entropy(wide.flatten(0, 1), targets.flatten())
     (loss * loss_scale).backward()
@@ -130,9 +206,13 @@ def round_to_fp16(x):
     return x.float().half()
 
 
-def train(weights, batches, master_dtype, parameters_of, loss_scale=1):
+def no_dropout(step):
+    return None
+
+
+def train(weights, batches, master_dtype, parameters_of, loss_scale=1, dropout_of=no_dropout):
     """AdamW on masters; `parameters_of(master)` is what the model computes with. Returns the loss
-    and the gradient norm before clipping of each step."""
+    and the gradient norm before clipping of each step, counted from 1."""
     masters = {name: w.to(master_dtype, copy=True) for name, w in weights.items()}
     for p in masters.values():
         p.requires_grad_()
@@ -142,9 +222,11 @@ def train(weights, batches, master_dtype, parameters_of, loss_scale=1):
     ]
     optimizer = torch.optim.AdamW(groups, **ADAMW)
     losses, norms = [], []
-    for tokens, targets in zip(*batches):
+    for step, (tokens, targets) in enumerate(zip(*batches), start=1):
         params = {name: parameters_of(p.detach()) for name, p in masters.items()}
-        _, loss, gradients = loss_and_gradients(params, tokens, targets, loss_scale)
+        _, loss, gradients = loss_and_gradients(
+            params, tokens, targets, loss_scale, dropout_of(step)
+        )
         for name, p in masters.items():
             p.grad = gradients[name].to(master_dtype) / loss_scale
         norms.append(torch.nn.utils.clip_grad_norm_(masters.values(), MAX_GRAD_NORM).double())
@@ -190,6 +272,19 @@ def expected_of_ranks(weights, batches):
         results |= {f"grad.{name}": g.float() for name, g in gradients.items()}
         tensors |= {f"{dtype}.{name}": value for name, value in results.items()}
     return tensors
+
+
+def expected_with_dropout(weights, batches):
+    """What fp64 arithmetic computes from fp32 parameters."""
+    params = {name: w.double() for name, w in weights.items()}
+    logits, loss, gradients = loss_and_gradients(
+        params, batches[0][0], batches[1][0], dropout=Dropout(step=1)
+    )
+    batches = [part[:DROPOUT_STEPS] for part in batches]
+    losses, norms = train(weights, batches, torch.float64, lambda w: w, dropout_of=Dropout)
+    results = {"logits": logits, **{f"grad.{name}": g for name, g in gradients.items()}}
+    tensors = {f"true.{name}": value.float() for name, value in results.items()}
+    return tensors | {"true.loss": loss.view(1), "true.losses": losses, "true.grad_norms": norms}
 
 
 def report(dtype, tensors, loss_scale):
@@ -238,6 +333,10 @@ def main():
     for dtype, tensors in {"fp32": fp32, "bf16": bf16, "fp16": fp16}.items():
         save_file(tensors, output / f"gpt2_{dtype}.safetensors", metadata)
         report(dtype, tensors, FP16_LOSS_SCALE if dtype == "fp16" else 1)
+
+    about |= {"config": {**CONFIG, **DROPOUT}, "seed": DROPOUT_SEED}
+    dropped = expected_with_dropout(weights, batches)
+    save_file(dropped, output / "gpt2_dropout.safetensors", {"about": json.dumps(about)})
 
     generator = torch.Generator().manual_seed(RANKS_SEED)
     batches = make_batches(generator, RANKS_STEPS, RANKS_BATCH)

@@ -1,5 +1,5 @@
 // Random bits of dropout as vectors (the definition is in kernels/ops/dropout.h), and masks made of
-// them. Included once for each target.
+// them. Little-endian. Included once for each target.
 #if defined(STRATA_DROPOUT_INL_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef STRATA_DROPOUT_INL_H
 #undef STRATA_DROPOUT_INL_H

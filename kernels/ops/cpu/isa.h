@@ -1,8 +1,9 @@
-// Which instruction set the optimizer kernels run on.
+// Which instruction set the kernels run on whose bits do not depend on it: the optimizer's and
+// dropout's.
 //
 // Highway's own choice is one for the process. Ours is apart from it, so that forcing an
-// instruction set on the optimizer, whose bits do not depend on it, leaves the layers' kernels,
-// whose bits may, where they were.
+// instruction set on these leaves the layers' other kernels, whose bits may depend on it, where
+// they were.
 //
 // Include this before any Highway header.
 #pragma once

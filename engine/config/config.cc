@@ -75,8 +75,7 @@ class Resolver {
     }
     const bool is_sgd = optimizer.kind == OptimizerKind::sgd;
     const bool is_lion = optimizer.kind == OptimizerKind::lion;
-    const bool has_betas = !is_sgd && optimizer.kind != OptimizerKind::adagrad;
-    require_unused(draft_.betas_given && !has_betas, "betas");
+    require_unused(draft_.betas_given && !has_betas(optimizer.kind), "betas");
     require_unused(draft_.eps_given && (is_sgd || is_lion), "eps");
     require_unused(draft_.momentum_given && !is_sgd, "momentum");
   }
@@ -98,18 +97,8 @@ class Resolver {
   }
 
   void resolve_schedule() {
-    if (!draft_.scheduler_given) return;
-    if (!draft_.scheduler_typed) fail("\"scheduler.type\" is missing: write \"WarmupLR\"");
-    WarmupConfig& warmup = config_.warmup;
-    warmup.enabled = true;
-    warmup.num_steps = std::max<int64_t>(2, warmup.num_steps);
-    if (!draft_.max_lr_from_optimizer) return;
-    if (!draft_.lr_given) {
-      fail(
-          "\"scheduler.params.warmup_max_lr\" is \"auto\", which stands for "
-          "\"optimizer.params.lr\": give that as a number");
-    }
-    warmup.max_lr = config_.optimizer.lr;
+    const std::string complaint = strata::resolve_schedule(draft_);
+    if (!complaint.empty()) fail(complaint);
   }
 
   void resolve_dtype() {

@@ -202,14 +202,37 @@ Value integer(IntegerRange range, std::string fallback, std::function<void(uint6
           }};
 }
 
-Value number(double& out, NumberRange range) {
+Value number(NumberRange range, std::string fallback, std::function<void(double)> set) {
   const std::string expects = words(range);
-  return {expects, Json(out).dump(), [=, &out](const Json& value) -> std::string {
+  return {expects, std::move(fallback), [=](const Json& value) -> std::string {
             const auto result = as_number(value, range);
             if (!result) return must_be(expects, value);
-            out = *result;
+            set(*result);
             return "";
           }};
+}
+
+Value number(double& out, NumberRange range) {
+  return number(range, Json(out).dump(), [&out](double value) { out = value; });
+}
+
+Value and_then(Value value, std::function<void()> note) {
+  value.take = [take = std::move(value.take), note](const Json& json) -> std::string {
+    std::string complaint = take(json);
+    if (complaint.empty()) note();
+    return complaint;
+  };
+  return value;
+}
+
+Value with_auto(Value value, std::function<void()> on_auto) {
+  value.takes_auto = true;
+  value.take = [take = std::move(value.take), on_auto](const Json& json) -> std::string {
+    if (json != "auto") return take(json);
+    on_auto();
+    return "";
+  };
+  return value;
 }
 
 Value boolean(bool& out) {

@@ -52,10 +52,16 @@ template <typename T>
 Value integer(T& out, IntegerRange range) {
   return integer(range, std::to_string(out), [&out](uint64_t v) { out = static_cast<T>(v); });
 }
+Value number(NumberRange range, std::string fallback, std::function<void(double)> set);
 Value number(double& out, NumberRange range);
 Value boolean(bool& out);
 Value bytes(uint64_t& out);
 Value text(std::string expects, std::string& out);
+
+// Runs `note` when the value has been taken.
+Value and_then(Value value, std::function<void()> note);
+// Runs `on_auto` for "auto".
+Value with_auto(Value value, std::function<void()> on_auto);
 
 // One of several strings.
 template <typename T>

@@ -27,8 +27,10 @@ struct ConfigDraft {
   bool lr_given = false, betas_given = false, eps_given = false, momentum_given = false;
   bool adam_w_mode = true;
 
-  bool scheduler_given = false, scheduler_typed = false;
-  bool max_lr_from_optimizer = false;  // "warmup_max_lr": "auto"
+  bool scheduler_given = false;
+  std::optional<ScheduleKind> schedule_type;
+  std::vector<std::string> schedule_keys;  // of scheduler.params, as given
+  bool auto_max_lr = false;                // "warmup_max_lr": "auto"
 
   // By "stage3_..." name and short name.
   std::array<std::optional<int64_t>, 2> max_live, prefetch, persistence;
@@ -55,9 +57,15 @@ struct ConfigDraft {
 // The table, filling `draft`, which must outlive it.
 options::Table config_table(ConfigDraft& draft);
 
-// Its parts: keys that matter to training, to ZeRO and tiers, and keys for what is elsewhere.
+// Its parts: keys that matter to training (among them the schedule's), to ZeRO and tiers, and keys
+// for what is elsewhere.
 options::Table training_groups(ConfigDraft& draft);
+options::Group schedule_group(ConfigDraft& draft);
 options::Table tier_groups(ConfigDraft& draft);
 options::Table remaining_groups(ConfigDraft& draft);
+
+// Fills Config::schedule and checks that its keys belong together; the optimizer is resolved.
+// Returns what is wrong in a sentence, or an empty string.
+std::string resolve_schedule(ConfigDraft& draft);
 
 }  // namespace strata

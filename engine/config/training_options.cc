@@ -1,4 +1,4 @@
-// Keys that decide what is computed: batch, precision, optimizer, schedule.
+// Keys that decide what is computed: batch, precision, optimizer.
 #include <fmt/format.h>
 
 #include <cctype>
@@ -112,16 +112,6 @@ Value betas(OptimizerConfig& out) {
           }};
 }
 
-// Runs `note` when the value has been taken.
-Value and_then(Value value, std::function<void()> note) {
-  value.take = [take = std::move(value.take), note](const Json& json) -> std::string {
-    std::string complaint = take(json);
-    if (complaint.empty()) note();
-    return complaint;
-  };
-  return value;
-}
-
 void add_keys_of_other_optimizers(std::vector<Option>& options) {
   for (const char* key :
        {"freeze_step", "cuda_aware", "comm_backend_name", "var_freeze_step", "var_update_scaler",
@@ -189,64 +179,11 @@ Group optimizer_group(ConfigDraft& draft) {
   return group;
 }
 
-Value scheduler_type(ConfigDraft& draft) {
-  return {"\"WarmupLR\"", "", [&draft](const Json& json) -> std::string {
-            if (!json.is_string()) return must_be("\"WarmupLR\"", json);
-            if (json != "WarmupLR") {
-              return fmt::format(
-                  "is {}, which is not there yet: use \"WarmupLR\", or remove \"scheduler\" for a "
-                  "constant learning rate",
-                  json.dump());
-            }
-            draft.scheduler_typed = true;
-            return "";
-          }};
-}
-
-// Gives "auto" a meaning of its own.
-Value with_auto(Value value, std::function<void()> on_auto) {
-  value.takes_auto = true;
-  value.take = [take = std::move(value.take), on_auto](const Json& json) -> std::string {
-    if (json != "auto") return take(json);
-    on_auto();
-    return "";
-  };
-  return value;
-}
-
-Group scheduler_group(ConfigDraft& draft) {
-  WarmupConfig& out = draft.config.warmup;
-  return {"Learning rate schedule",
-          {section("scheduler", "The schedule; a constant learning rate when not given.",
-                   [&draft] { draft.scheduler_given = true; }),
-           honoured("scheduler.type", scheduler_type(draft), "The schedule's name."),
-           section("scheduler.params", "Its settings."),
-           honoured("scheduler.params.warmup_min_lr",
-                    with_auto(number(out.min_lr, {.min = 0}), [&out] { out.min_lr = 0; }),
-                    "Learning rate of the first step.", "\"auto\" is 0, as the Trainer has it."),
-           honoured("scheduler.params.warmup_max_lr",
-                    with_auto(number(out.max_lr, {.min = 0}),
-                              [&draft] { draft.max_lr_from_optimizer = true; }),
-                    "Learning rate after the warm-up; it replaces `optimizer.params.lr`.",
-                    "\"auto\" is `optimizer.params.lr`, as the Trainer has it."),
-           honoured("scheduler.params.warmup_num_steps",
-                    integer(out.num_steps, {.min = 0, .max = 1'000'000'000'000}),
-                    "Steps from the first learning rate to the last.",
-                    "As in DeepSpeed, 0 and 1 mean 2.", "0"),
-           honoured("scheduler.params.warmup_type",
-                    choice(out.logarithmic, {{"log", true}, {"linear", false}}),
-                    "How it rises: log(step) / log(steps), or step / steps."),
-           refused("scheduler.params.last_batch_iteration", Type::integer, only(-1),
-                   "the schedule's position is the engine's step; remove it"),
-           refused("scheduler.params.total_num_steps", Type::integer, nothing(),
-                   "it belongs to WarmupDecayLR, which is not there yet; remove it")}};
-}
-
 }  // namespace
 
 options::Table training_groups(ConfigDraft& draft) {
   return {batch_group(draft), precision_group(draft), optimizer_group(draft),
-          scheduler_group(draft)};
+          schedule_group(draft)};
 }
 
 }  // namespace strata

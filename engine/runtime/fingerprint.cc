@@ -23,7 +23,8 @@ uint64_t fingerprint(const Model& model, const Config& config, const Plan& plan,
     }
   }
   const OptimizerConfig& optimizer = config.optimizer;
-  const WarmupConfig& warmup = config.warmup;
+  const WarmupConfig& warmup = config.schedule.warmup;
+  const OneCycleConfig& cycle = config.schedule.one_cycle;
   const LossScaleConfig& scale = config.loss_scale;
   add(plan.micro_batch.batch, plan.micro_batch.sequence, config.accumulation_steps, config.seed);
   add(name(config.dtype), config.gradient_clipping, config.stage, config.reduce_bucket_numel,
@@ -33,7 +34,12 @@ uint64_t fingerprint(const Model& model, const Config& config, const Plan& plan,
   add(name(optimizer.kind), optimizer.lr, optimizer.beta1, optimizer.beta2, optimizer.eps,
       optimizer.momentum, optimizer.weight_decay, name(config.master_codec),
       name(config.moment_codec));
-  add(warmup.enabled, warmup.min_lr, warmup.max_lr, warmup.num_steps, warmup.logarithmic);
+  add(static_cast<int>(config.schedule.kind));
+  add(warmup.min_lr, warmup.max_lr, warmup.min_ratio, warmup.cos_min_ratio, warmup.num_steps,
+      warmup.logarithmic, warmup.total_num_steps);
+  add(cycle.min_lr, cycle.max_lr, cycle.first_steps, cycle.second_steps, cycle.first_stairs,
+      cycle.second_stairs, cycle.decay_steps, cycle.lr_decay_rate);
+  add(cycle.cycles_beta1, cycle.min_beta1, cycle.max_beta1, cycle.beta1_decay_rate);
   for (const Program* program : {&plan.step, &plan.evaluate}) {
     for (const Action& action : program->actions) {
       const bool collective = action.op == Action::Op::gather || action.op == Action::Op::reduce;

@@ -1,4 +1,4 @@
-// Learning rates by DeepSpeed's definitions.
+// Learning rates and momenta by DeepSpeed's definitions.
 #pragma once
 
 #include <cstdint>
@@ -7,9 +7,16 @@
 
 namespace strata::engine {
 
-// The learning rate of optimizer step `step`, counted from 1. WarmupLR (deepspeed/runtime/
-// lr_schedules.py): the scheduler moves after the optimizer, so step 1 runs at min_lr and step k
-// at the rate of iteration k - 2.
-double learning_rate(const Config& config, int64_t step);
+struct StepRates {
+  double lr = 0;  // of parameters whose group has no factor of its own
+  double beta1 = 0;
+  double beta2 = 0;
+};
+
+// What optimizer step `step`, counted from 1, runs at. DeepSpeed's schedulers (deepspeed/runtime/
+// lr_schedules.py) move after the optimizer: step 1 runs at what the scheduler sets when it is
+// made, and step k at the rates of its iteration k - 2. Throws ConfigError where a momentum that
+// grows has reached 1.
+StepRates step_rates(const Config& config, int64_t step);
 
 }  // namespace strata::engine

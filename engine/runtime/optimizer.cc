@@ -22,20 +22,20 @@ Optimizer::Optimizer(const Plan& plan, const Config& config, ops::StateOps& devi
   }
 }
 
-void Optimizer::prepare(offload::Purpose purpose, int64_t step, double lr, double grad_scale) {
+void Optimizer::prepare(offload::Purpose purpose, int64_t step, const StepRates& rates,
+                        double grad_scale) {
   const auto steps = static_cast<double>(step);
-  scalars_[static_cast<size_t>(purpose)] = {
-      .kind = config_.kind,
-      .lr = lr,
-      .beta1 = config_.beta1,
-      .beta2 = config_.beta2,
-      .momentum = config_.momentum,
-      .eps = config_.eps,
-      .weight_decay = 0,
-      .grad_scale = grad_scale,
-      .bias_correction1 = 1.0 - std::pow(config_.beta1, steps),
-      .bias_correction2 = 1.0 - std::pow(config_.beta2, steps),
-      .step = static_cast<uint64_t>(step)};
+  scalars_[static_cast<size_t>(purpose)] = {.kind = config_.kind,
+                                            .lr = rates.lr,
+                                            .beta1 = rates.beta1,
+                                            .beta2 = rates.beta2,
+                                            .momentum = config_.momentum,
+                                            .eps = config_.eps,
+                                            .weight_decay = 0,
+                                            .grad_scale = grad_scale,
+                                            .bias_correction1 = 1.0 - std::pow(rates.beta1, steps),
+                                            .bias_correction2 = 1.0 - std::pow(rates.beta2, steps),
+                                            .step = static_cast<uint64_t>(step)};
 }
 
 void Optimizer::update(const offload::UpdateSpans& spans, Queue& queue) const {

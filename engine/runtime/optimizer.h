@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine/plan/planner.h"
+#include "engine/runtime/lr_schedule.h"
 #include "kernels/ops/state_ops.h"
 #include "offload/optimizer_pipeline.h"
 
@@ -19,8 +20,9 @@ class Optimizer {
             ops::StateOps& host_ops);
 
   // Scalars of the updates to come (of a step counted from 1) that have this purpose; none of them
-  // is under way. `grad_scale` unscales, averages and clips.
-  void prepare(offload::Purpose purpose, int64_t step, double lr, double grad_scale);
+  // is under way. `grad_scale` unscales, averages and clips. Moments' bias is corrected as if the
+  // step's betas had been those of all steps, as in PyTorch and DeepSpeed.
+  void prepare(offload::Purpose purpose, int64_t step, const StepRates& rates, double grad_scale);
 
   // offload's UpdateFn: enqueues the update of one sub-group, or the restoration of its parameters.
   void update(const offload::UpdateSpans& spans, Queue& queue) const;

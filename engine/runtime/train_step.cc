@@ -28,13 +28,14 @@ StepResult Runtime::train_step(std::span<const Batch> micro_batches) {
   marks_.last = begin;
 
   result.step = step_ + 1;
-  result.lr = learning_rate(config_, result.step);
+  const StepRates rates = step_rates(config_, result.step);
+  result.lr = rates.lr;
   // Local gradients are means over a rank's micro-batch, times the loss scale; the step's is the
   // mean over all of them.
   result.loss_scale = loss_scaler_.scale();
   const double mean_scale =
       1.0 / (result.loss_scale * static_cast<double>(config_.accumulation_steps * world_.size));
-  updater_->begin({result.step, result.lr, mean_scale});
+  updater_->begin({result.step, rates, mean_scale});
   upload_tokens(micro_batches);
   execute(plan_->step, /*training=*/true);
   const double losses = read_losses(micro_batches.size());

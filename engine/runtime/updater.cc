@@ -47,7 +47,7 @@ void Updater::begin(const Step& step) {
   speculated_.assign(speculated_.size(), false);
   to_land_ = units_;
   if (speculates_) {
-    optimizer_.prepare(Purpose::speculation, step.number, step.lr, step.grad_scale);
+    optimizer_.prepare(Purpose::speculation, step.number, step.rates, step.grad_scale);
   }
   pipeline_.read_ahead(speculates_ ? speculative_order_ : plan_.order_of_use);
 }
@@ -86,7 +86,7 @@ void Updater::landed(int unit, const Event& event) {
 void Updater::update(double clip_factor) {
   const bool holds = clip_factor == 1.0;
   policy_.note(!holds);
-  optimizer_.prepare(Purpose::update, step_.number, step_.lr, step_.grad_scale * clip_factor);
+  optimizer_.prepare(Purpose::update, step_.number, step_.rates, step_.grad_scale * clip_factor);
   for (const int32_t s : plan_.order_of_use) {
     if (speculated_[static_cast<size_t>(s)]) {
       ++speculation_.sub_groups;

@@ -39,7 +39,7 @@ class Updater {
   // averages.
   struct Step {
     int64_t number = 1;
-    double lr = 0;
+    StepRates rates;
     double grad_scale = 1;
   };
   // Starts reading what the step's updates will need.

@@ -36,13 +36,41 @@ struct OptimizerConfig {
   double weight_decay = 0.0;
 };
 
-// DeepSpeed's WarmupLR: from min_lr to max_lr over num_steps, then constant.
+// DeepSpeed's WarmupLR, WarmupDecayLR and WarmupCosineLR. The cosine's rates are parts of
+// OptimizerConfig::lr; the others' are their own.
 struct WarmupConfig {
-  bool enabled = false;
   double min_lr = 0.0;
   double max_lr = 1e-3;
+  double min_ratio = 0.0;
+  double cos_min_ratio = 1e-4;
   int64_t num_steps = 1000;
-  bool logarithmic = true;  // false: linear
+  bool logarithmic = true;      // false: linear
+  int64_t total_num_steps = 0;  // at whose end the decay is complete
+};
+
+// DeepSpeed's OneCycle: up, down, then a decay without end.
+struct OneCycleConfig {
+  double min_lr = 0.0;
+  double max_lr = 0.0;
+  int64_t first_steps = 2000;
+  int64_t second_steps = 2000;
+  int64_t first_stairs = 0;  // 0: smooth
+  int64_t second_stairs = 0;
+  int64_t decay_steps = 0;  // the decay's unit of time; 0: no decay
+  double lr_decay_rate = 0.0;
+  bool cycles_beta1 = true;  // against the learning rate; beta2 is then 0.99
+  double min_beta1 = 0.8;
+  double max_beta1 = 0.9;
+  double beta1_decay_rate = 0.0;
+};
+
+enum class ScheduleKind : uint8_t { constant, warmup, warmup_decay, warmup_cosine, one_cycle };
+
+// How learning rate and momentum go with the steps (engine/runtime/lr_schedule.h).
+struct ScheduleConfig {
+  ScheduleKind kind = ScheduleKind::constant;  // OptimizerConfig's
+  WarmupConfig warmup;                         // of the three with that name
+  OneCycleConfig one_cycle;
 };
 
 // The scale of fp16's gradients, by DeepSpeed's rules (engine/runtime/loss_scaler.h).
@@ -109,7 +137,7 @@ struct Config {
   LossScaleConfig loss_scale;    // with fp16 alone
   double gradient_clipping = 0;  // 0: off
   OptimizerConfig optimizer;
-  WarmupConfig warmup;
+  ScheduleConfig schedule;
 
   // ZeRO and placement.
   int stage = 3;

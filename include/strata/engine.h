@@ -27,10 +27,10 @@ namespace strata {
 
 // What one step did. Times in seconds on this rank.
 struct StepResult {
-  int64_t step = 0;      // counted from 1
-  double loss = 0;       // mean of the micro-batches' mean losses
-  double grad_norm = 0;  // global, before clipping
-  double lr = 0;
+  int64_t step = 0;       // counted from 1
+  double loss = 0;        // mean of the micro-batches' mean losses
+  double grad_norm = 0;   // global, before clipping
+  double lr = 0;          // the schedule's
   double loss_scale = 1;  // of this step's gradients
   bool skipped = false;   // a gradient was not finite: the state is as before
   int stop = 0;           // the largest Options::stop of all ranks: not 0, all should end here

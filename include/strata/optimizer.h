@@ -28,4 +28,8 @@ constexpr OptimizerMoments moments_of(OptimizerKind kind) {
           .exp_avg_sq = is_adam || kind == OptimizerKind::adagrad};
 }
 
+constexpr bool has_betas(OptimizerKind kind) {
+  return kind != OptimizerKind::sgd && kind != OptimizerKind::adagrad;
+}
+
 }  // namespace strata

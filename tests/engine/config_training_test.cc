@@ -65,19 +65,6 @@ INSTANTIATE_TEST_SUITE_P(
                 with_batch(R"("optimizer": {"type": "Adam", "params": {"max_grad_norm": 1}})"),
                 "ds.json: \"optimizer.params.max_grad_norm\" cannot be honoured: as in DeepSpeed; "
                 "use \"gradient_clipping\" in its place"},
-        Refusal{"AnotherScheduler", with_batch(R"("scheduler": {"type": "OneCycle"})"),
-                "ds.json: \"scheduler.type\" is \"OneCycle\", which is not there yet: use "
-                "\"WarmupLR\", or remove \"scheduler\" for a constant learning rate"},
-        Refusal{"SchedulerWithoutType", with_batch(R"("scheduler": {})"),
-                "ds.json: \"scheduler.type\" is missing: write \"WarmupLR\""},
-        Refusal{"AutoLearningRateWithoutOne", with_batch(R"("scheduler": {"type": "WarmupLR",
-                                            "params": {"warmup_max_lr": "auto"}})"),
-                "ds.json: \"scheduler.params.warmup_max_lr\" is \"auto\", which stands for "
-                "\"optimizer.params.lr\": give that as a number"},
-        Refusal{"UnknownWarmupType", with_batch(R"("scheduler": {"type": "WarmupLR",
-                                            "params": {"warmup_type": "cubic"}})"),
-                "ds.json: \"scheduler.params.warmup_type\" must be \"log\" or \"linear\", found "
-                "\"cubic\""},
         Refusal{"Fp16AndBf16",
                 with_batch(R"("fp16": {"enabled": true}, "bf16": {"enabled": true})"),
                 "ds.json: \"fp16.enabled\" and \"bf16.enabled\" are both true: switch one of them "
@@ -124,7 +111,7 @@ TEST(Config, DefaultsAreDeepSpeedsWhereItHasThem) {
   EXPECT_EQ(config.optimizer.beta2, 0.999);
   EXPECT_EQ(config.optimizer.eps, 1e-8);
   EXPECT_EQ(config.optimizer.weight_decay, 0);
-  EXPECT_FALSE(config.warmup.enabled);
+  EXPECT_EQ(config.schedule.kind, ScheduleKind::constant);
   EXPECT_EQ(config.stage, 3);
   EXPECT_EQ(config.sub_group_numel, 8 << 20);
   EXPECT_EQ(config.param.device, 1);
@@ -165,17 +152,11 @@ TEST(Config, DeepSpeedsOdditiesAreFollowed) {
     // A comment, and
     "train_batch_size": 8, /* another. */
     "zero_optimization": {"stage": 3, "sub_group_size": 1e9, "reduce_bucket_size": "auto"},
-    "optimizer": {"type": "ADAM", "params": {"weight_decay": 0.1, "lr": 3e-4}},
-    "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 1}}
+    "optimizer": {"type": "ADAM", "params": {"weight_decay": 0.1, "lr": 3e-4}}
   })");
   EXPECT_EQ(config.sub_group_numel, 1'000'000'000 / kGrainNumel * kGrainNumel);
   EXPECT_EQ(config.optimizer.weight_decay, 0.1);
   EXPECT_EQ(config.optimizer.lr, 3e-4);
-  EXPECT_TRUE(config.warmup.enabled);
-  EXPECT_TRUE(config.warmup.logarithmic);
-  EXPECT_EQ(config.warmup.num_steps, 2);
-  EXPECT_EQ(config.warmup.min_lr, 0);
-  EXPECT_EQ(config.warmup.max_lr, 1e-3);
 }
 
 TEST(Config, Fp16IsTakenWithItsLossScale) {
@@ -198,17 +179,6 @@ TEST(Config, Fp16IsTakenWithItsLossScale) {
   EXPECT_EQ(config.loss_scale.hysteresis, 3);
   EXPECT_TRUE(config.loss_scale.consecutive_hysteresis);
   EXPECT_EQ(config.loss_scale.min_scale, 4);
-}
-
-TEST(Config, AutoWarmupTakesTheOptimizersLearningRate) {
-  const Config config = parse(with_batch(R"(
-    "scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": "auto", "warmup_max_lr": "auto",
-                                                 "warmup_type": "linear", "warmup_num_steps": 50}},
-    "optimizer": {"type": "AdamW", "params": {"lr": 0.25}})"));
-  EXPECT_EQ(config.warmup.max_lr, 0.25);
-  EXPECT_EQ(config.warmup.min_lr, 0);
-  EXPECT_EQ(config.warmup.num_steps, 50);
-  EXPECT_FALSE(config.warmup.logarithmic);
 }
 
 }  // namespace

@@ -101,7 +101,7 @@ TEST_P(Overflow, SkipsTheStepOnEveryRankAndLeavesEveryBit) {
     config.optimizer_state.fill({0.2, 0.37, 0.43});
     config.slots = 2;
     config.nvme_paths = {directory_.path()};
-    config.warmup = {.enabled = true};
+    config.schedule.kind = ScheduleKind::warmup;
     on_ranks([&](const World& world) {
       PlantedRun run(config, world), undisturbed(config, world);
       EXPECT_FALSE(run.step(1).skipped);

@@ -22,6 +22,7 @@ class Resolver {
     resolve_batch();
     resolve_optimizer();
     resolve_schedule();
+    check_parameter_groups();
     resolve_dtype();
     resolve_codecs();
     config_.sub_group_numel =
@@ -99,6 +100,16 @@ class Resolver {
   void resolve_schedule() {
     const std::string complaint = strata::resolve_schedule(draft_);
     if (!complaint.empty()) fail(complaint);
+  }
+
+  void check_parameter_groups() const {
+    for (size_t i = 0; i < config_.parameter_groups.size(); ++i) {
+      if (!config_.parameter_groups[i].match.empty()) continue;
+      fail(
+          fmt::format("\"strata.parameter_groups[{}].match\" is missing: list patterns of its "
+                      "parameters' names, like \"*.bias\"",
+                      i));
+    }
   }
 
   void resolve_dtype() {

@@ -61,12 +61,16 @@ class Walker {
  public:
   Walker(const Table& table, const std::string& source) : table_(table), source_(source) {}
 
-  void walk(const Json& object, const std::string& prefix) {
+  // `prefix` is the table's, `shown` the text's: "groups[]." for "groups[1].".
+  void walk(const Json& object, const std::string& prefix, const std::string& shown) {
     for (const auto& [key, value] : object.items()) {
       const std::string path = prefix + key;
+      if (key.find('.') != std::string::npos) {
+        check(shown + key, "has a dot in its name: write the sections before it as objects");
+      }
       const Option* option = find(path);
-      if (option == nullptr) fail_unknown(key, path);
-      if (!value.is_null()) take(*option, value);
+      if (option == nullptr) fail_unknown(path, shown + key);
+      if (!value.is_null()) take(*option, value, shown + key);
     }
   }
 
@@ -82,31 +86,43 @@ class Walker {
     return nullptr;
   }
 
-  void take(const Option& option, const Json& value) {
+  void take(const Option& option, const Json& value, const std::string& shown) {
     const bool is_auto = value == "auto" && !option.value.takes_auto;
     switch (option.support) {
       case Support::section:
-        check(option, option.value.take(value));
-        walk(value, option.path + ".");
+        check(shown, option.value.take(value));
+        walk(value, option.path + ".", shown + ".");
+        return;
+      case Support::sections:
+        take_each(option, value, shown);
         return;
       case Support::honoured:
-        check(option, is_auto ? refuse_auto(option) : option.value.take(value));
+        check(shown, is_auto ? refuse_auto(option) : option.value.take(value));
         return;
       case Support::no_effect:
-        if (!is_auto) check(option, option.value.take(value));
-        no_effect_paths.push_back(option.path);
+        if (!is_auto) check(shown, option.value.take(value));
+        no_effect_paths.push_back(shown);
         return;
       case Support::refused:
-        if (is_auto) check(option, refuse_auto(option));
+        if (is_auto) check(shown, refuse_auto(option));
         if (option.harmless.test(value)) return;
-        check(option, option.value.take(value));
-        check(option, "cannot be honoured: " + option.note);
+        check(shown, option.value.take(value));
+        check(shown, "cannot be honoured: " + option.note);
     }
   }
 
-  void check(const Option& option, const std::string& complaint) const {
+  void take_each(const Option& option, const Json& list, const std::string& shown) {
+    if (!list.is_array()) check(shown, must_be(option.value.expects, list));
+    for (size_t i = 0; i < list.size(); ++i) {
+      const std::string element = fmt::format("{}[{}]", shown, i);
+      check(element, option.value.take(list[i]));
+      walk(list[i], option.path + "[].", element + ".");
+    }
+  }
+
+  void check(const std::string& shown, const std::string& complaint) const {
     if (complaint.empty()) return;
-    throw ConfigError(fmt::format("{}: \"{}\" {}", source_, option.path, complaint));
+    throw ConfigError(fmt::format("{}: \"{}\" {}", source_, shown, complaint));
   }
 
   static std::string refuse_auto(const Option& option) {
@@ -121,7 +137,7 @@ class Walker {
         hint);
   }
 
-  [[noreturn]] void fail_unknown(const std::string& key, const std::string& path) const {
+  [[noreturn]] void fail_unknown(const std::string& path, const std::string& shown) const {
     std::vector<std::string> known;
     for (const Group& group : table_) {
       for (const Option& option : group.options) known.push_back(option.path);
@@ -129,8 +145,7 @@ class Walker {
     const std::optional<std::string> near = nearest_path(path, known);
     const std::string advice = near ? fmt::format("did you mean \"{}\"?", *near)
                                     : "remove it, or see docs/configuration.md for all keys";
-    throw ConfigError(fmt::format("{}: \"{}\" is not a known key: {}", source_,
-                                  path.empty() ? key : path, advice));
+    throw ConfigError(fmt::format("{}: \"{}\" is not a known key: {}", source_, shown, advice));
   }
 
   const Table& table_;
@@ -307,6 +322,13 @@ Option section(std::string path, std::string meaning, std::function<void()> on_p
   return {std::move(path), Support::section, std::move(value), std::move(meaning), "", "", {}};
 }
 
+Option sections(std::string path, std::string meaning, std::function<void()> on_each) {
+  Option option = section(std::move(path), std::move(meaning), std::move(on_each));
+  option.support = Support::sections;
+  option.value.expects = "a list of objects";
+  return option;
+}
+
 Option no_effect(std::string path, Type type, std::string note) {
   return {std::move(path), Support::no_effect, unused(type), "", std::move(note), "", {}};
 }
@@ -318,7 +340,7 @@ Option refused(std::string path, Type type, Harmless harmless, std::string inste
 
 std::vector<std::string> take_all(const Json& root, const Table& table, const std::string& source) {
   Walker walker(table, source);
-  walker.walk(root, "");
+  walker.walk(root, "", "");
   return std::move(walker.no_effect_paths);
 }
 

@@ -89,7 +89,7 @@ Value choice(T& out, std::vector<std::pair<std::string, T>> entries) {
 enum class Type : uint8_t { boolean, integer, number, string, list, object, anything };
 Value unused(Type type);
 
-enum class Support : uint8_t { section, honoured, no_effect, refused };
+enum class Support : uint8_t { section, sections, honoured, no_effect, refused };
 
 // Which values of a refused key ask for nothing and are therefore accepted.
 struct Harmless {
@@ -114,6 +114,9 @@ Option honoured(std::string path, Value value, std::string meaning, std::string 
                 std::string trainer_default = "");
 // An object whose keys have rows of their own. `on_present` is called before its keys are taken.
 Option section(std::string path, std::string meaning, std::function<void()> on_present = {});
+// A list of objects; rows of their keys have "PATH[].KEY" for a path. `on_each` is called before an
+// object's keys are taken.
+Option sections(std::string path, std::string meaning, std::function<void()> on_each);
 Option no_effect(std::string path, Type type, std::string note);
 // `instead` follows "cannot be honoured: " in a sentence.
 Option refused(std::string path, Type type, Harmless harmless, std::string instead);

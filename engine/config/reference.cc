@@ -34,6 +34,7 @@ std::string code(const std::string& text) { return text.empty() ? "" : "`" + tex
 std::string status(const Option& option) {
   switch (option.support) {
     case Support::section:
+    case Support::sections:
       return "section";
     case Support::honoured:
       return "honoured";

@@ -330,8 +330,8 @@ Group strata_group(ConfigDraft& draft) {
   Group group = {
       "Strata's own",
       {section("strata",
-               "What DeepSpeed has no key for. Except for `seed`, `moment_codec` and `accumulate`, "
-               "none of it changes the training state."),
+               "What DeepSpeed has no key for. Except for `seed`, `moment_codec`, `accumulate` and "
+               "`parameter_groups`, none of it changes the training state."),
        honoured("strata.device",
                 choice(out.device, {{"auto", DeviceChoice::automatic},
                                     {"host", DeviceChoice::host},

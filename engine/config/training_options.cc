@@ -1,4 +1,4 @@
-// Keys that decide what is computed: batch, precision, optimizer.
+// Keys that decide what is computed: batch, precision, optimizer, parameter groups.
 #include <fmt/format.h>
 
 #include <cctype>
@@ -150,7 +150,9 @@ Group optimizer_group(ConfigDraft& draft) {
        honoured("optimizer.params.weight_decay", number(out.weight_decay, {.min = 0}),
                 "Weight decay, of tensors of rank 2 or more: decoupled in AdamW and Lion, L2 "
                 "regularisation in Adam, Adagrad and SGD.",
-                "DeepSpeed decays every parameter of the group it is given.", "0.0"),
+                "DeepSpeed decays every parameter of the group it is given; "
+                "`strata.parameter_groups` says otherwise for some.",
+                "0.0"),
        honoured("optimizer.params.adam_w_mode", boolean(draft.adam_w_mode),
                 "With \"Adam\", false asks for L2 regularisation."),
        refused("optimizer.params.nesterov", Type::boolean, only(false),
@@ -179,11 +181,48 @@ Group optimizer_group(ConfigDraft& draft) {
   return group;
 }
 
+Value patterns(std::function<void(std::vector<std::string>)> set) {
+  const std::string expects = "a list of patterns like \"*.bias\"";
+  return {expects, "", [=](const Json& json) -> std::string {
+            if (!json.is_array() || json.empty()) return must_be(expects, json);
+            std::vector<std::string> taken;
+            for (const Json& pattern : json) {
+              if (!pattern.is_string() || pattern == "") return must_be(expects, json);
+              taken.push_back(pattern.get<std::string>());
+            }
+            set(std::move(taken));
+            return "";
+          }};
+}
+
+Group parameter_group_group(ConfigDraft& draft) {
+  auto& groups = draft.config.parameter_groups;
+  const std::string path = "strata.parameter_groups";
+  return {
+      "Parameter groups",
+      {sections(path,
+                "Parameters with settings of their own: each belongs to the first group that has "
+                "a pattern for its name.",
+                [&groups] { groups.emplace_back(); }),
+       honoured(path + "[].match",
+                patterns([&groups](auto taken) { groups.back().match = std::move(taken); }),
+                "Shell patterns of parameters' names: * is any text, ? any character, [abc] one of "
+                "these. A pattern that is like no parameter's name is an error."),
+       honoured(path + "[].weight_decay",
+                number({.min = 0}, "", [&groups](double v) { groups.back().weight_decay = v; }),
+                "Their weight decay.",
+                "Not given, it is what they have without a group: `optimizer.params.weight_decay` "
+                "for tensors of rank 2 or more."),
+       honoured(path + "[].lr_scale",
+                number({.min = 0}, "1.0", [&groups](double v) { groups.back().lr_scale = v; }),
+                "What the schedule's learning rate is multiplied with for them, in each step.")}};
+}
+
 }  // namespace
 
 options::Table training_groups(ConfigDraft& draft) {
-  return {batch_group(draft), precision_group(draft), optimizer_group(draft),
-          schedule_group(draft)};
+  return {batch_group(draft), precision_group(draft), optimizer_group(draft), schedule_group(draft),
+          parameter_group_group(draft)};
 }
 
 }  // namespace strata

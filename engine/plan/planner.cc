@@ -12,6 +12,7 @@
 #include "engine/plan/step_time.h"
 #include "engine/plan/sub_group_order.h"
 #include "engine/plan/traffic.h"
+#include "engine/zero/parameter_setting.h"
 #include "offload/slot_store.h"
 #include "strata/error.h"
 
@@ -64,7 +65,8 @@ class Planner {
               .order_of_completion = {}} {}
 
   Plan make() {
-    plan_.segments = segment_table(plan_.layout);
+    check_parameter_groups(input_.model, input_.config);
+    plan_.segments = segment_table(plan_.layout, input_.config);
     place();
     measure_layers();
     set_budgets();

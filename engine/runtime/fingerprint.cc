@@ -6,6 +6,8 @@
 #include <iterator>
 #include <string>
 
+#include "engine/zero/parameter_setting.h"
+
 namespace strata::engine {
 
 uint64_t fingerprint(const Model& model, const Config& config, const Plan& plan,
@@ -18,7 +20,8 @@ uint64_t fingerprint(const Model& model, const Config& config, const Plan& plan,
   for (const auto& layer : model.layers) {
     add(layer->name());
     for (const Parameter& p : layer->parameters()) {
-      add(p.name, p.trainable, p.weight_decay, p.init.value);
+      const ParameterSetting setting = setting_of(p, config);
+      add(p.name, p.trainable, setting.weight_decay, setting.lr_scale, p.init.value);
       for (size_t i = 0; i < p.shape.rank; ++i) add(p.shape[i]);
     }
   }
@@ -32,8 +35,7 @@ uint64_t fingerprint(const Model& model, const Config& config, const Plan& plan,
   add(scale.constant, scale.initial_power, scale.window, scale.hysteresis);
   add(scale.consecutive_hysteresis, scale.min_scale);
   add(name(optimizer.kind), optimizer.lr, optimizer.beta1, optimizer.beta2, optimizer.eps,
-      optimizer.momentum, optimizer.weight_decay, name(config.master_codec),
-      name(config.moment_codec));
+      optimizer.momentum, name(config.master_codec), name(config.moment_codec));
   add(static_cast<int>(config.schedule.kind));
   add(warmup.min_lr, warmup.max_lr, warmup.min_ratio, warmup.cos_min_ratio, warmup.num_steps,
       warmup.logarithmic, warmup.total_num_steps);

@@ -16,7 +16,7 @@ Optimizer::Optimizer(const Plan& plan, const Config& config, ops::StateOps& devi
       const int64_t from = std::max(begin, segment.begin);
       const int64_t to = std::min(end, segment.end);
       if (from >= to) continue;
-      own.push_back({from - begin, to - begin, segment.weight_decay,
+      own.push_back({from - begin, to - begin, segment.setting,
                      segment.first_index + static_cast<uint64_t>(from - segment.begin)});
     }
   }
@@ -54,7 +54,8 @@ void Optimizer::update(const offload::UpdateSpans& spans, Queue& queue) const {
                             .param_dtype = plan_.state.param_dtype};
   for (const Segment& segment : segments_[static_cast<size_t>(spans.sub_group)]) {
     ops::OptimizerScalars scalars = scalars_[static_cast<size_t>(spans.purpose)];
-    scalars.weight_decay = segment.weight_decay ? config_.weight_decay : 0.0;
+    scalars.lr *= segment.setting.lr_scale;
+    scalars.weight_decay = segment.setting.weight_decay;
     encoded.begin = segment.begin;
     encoded.end = segment.end;
     encoded.first_index = segment.first_index;

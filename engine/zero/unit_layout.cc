@@ -13,7 +13,6 @@ namespace {
 void append(FlatBuffer& flat, const Parameter& parameter) {
   FlatParameter placed{parameter, round_up(flat.content_numel, kParamAlignNumel)};
   flat.content_numel = placed.offset + placed.numel();
-  if (parameter.weight_decay) flat.decay_numel = round_up(flat.content_numel, kParamAlignNumel);
   flat.parameters.push_back(std::move(placed));
 }
 
@@ -37,6 +36,26 @@ int64_t place(FlatBuffer& flat, int64_t grains, const ZeroSharding& sharding) {
   const int64_t first = grains + sharding.rank * counted - flat.shard_offset() / kGrainNumel;
   flat.counted = {first, first + counted};
   return flat.shard().end;
+}
+
+struct SettingRun {
+  int64_t begin = 0;  // elements from the start of the flat buffer
+  int64_t end = 0;
+  ParameterSetting setting;
+};
+
+// Runs of neighbours with one setting. Padding has the setting of what it follows.
+std::vector<SettingRun> setting_runs(const FlatBuffer& flat, const Config& config) {
+  std::vector<SettingRun> runs;
+  for (const FlatParameter& parameter : flat.parameters) {
+    const ParameterSetting setting = setting_of(parameter.spec, config);
+    if (!runs.empty()) {
+      if (runs.back().setting == setting) continue;
+      runs.back().end = parameter.offset;
+    }
+    runs.push_back({parameter.offset, flat.numel, setting});
+  }
+  return runs;
 }
 
 }  // namespace
@@ -116,23 +135,20 @@ ParameterRef ModelLayout::find(std::string_view name) const {
   throw ConfigError(fmt::format("the model has no parameter named '{}'", name));
 }
 
-std::vector<Segment> segment_table(const ModelLayout& layout) {
+std::vector<Segment> segment_table(const ModelLayout& layout, const Config& config) {
   std::vector<Segment> segments;
   int64_t unit_index = 0;  // of the unit's first element in the whole model
   for (const Unit& unit : layout.units()) {
     const int64_t shard = unit.trainable.shard_numel;
     const int64_t offset = unit.trainable.shard_offset();
     const int64_t space_begin = unit.trainable.first_grain * kGrainNumel;
-    // The boundary between the two settings, in this shard.
-    const int64_t boundary = std::clamp<int64_t>(unit.trainable.decay_numel - offset, 0, shard);
-    const auto add = [&](int64_t begin, int64_t end, bool weight_decay) {
-      const int64_t first_index = unit_index + offset + begin;
-      if (begin >= end) return;
-      segments.push_back({space_begin + begin, space_begin + end, weight_decay,
-                          static_cast<uint64_t>(first_index)});
-    };
-    add(0, boundary, true);
-    add(boundary, shard, false);
+    for (const SettingRun& run : setting_runs(unit.trainable, config)) {
+      const int64_t begin = std::max<int64_t>(run.begin - offset, 0);
+      const int64_t end = std::min(run.end - offset, shard);
+      if (begin >= end) continue;
+      segments.push_back({space_begin + begin, space_begin + end, run.setting,
+                          static_cast<uint64_t>(unit_index + offset + begin)});
+    }
     // Padding, which depends on the number of ranks, does not count: it is zero and stays zero.
     unit_index += grains_for(unit.trainable.content_numel) * kGrainNumel;
   }

@@ -19,7 +19,9 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/zero/parameter_setting.h"
 #include "strata/codec.h"
+#include "strata/config.h"
 #include "strata/grain.h"
 #include "strata/model.h"
 
@@ -36,7 +38,6 @@ struct FlatParameter {
 
 struct FlatBuffer {
   std::vector<FlatParameter> parameters;  // in the order they lie
-  int64_t decay_numel = 0;                // elements [0, decay_numel) are subject to weight decay
   int64_t content_numel = 0;              // up to the last parameter's end
   int64_t numel = 0;                      // with padding: a multiple of world * grain, or 0
   int shards = 1;                         // equal parts of it that ranks hold
@@ -119,13 +120,14 @@ class ModelLayout {
 struct Segment {
   int64_t begin = 0;  // elements from the start of the shard space
   int64_t end = 0;
-  bool weight_decay = false;
+  ParameterSetting setting;
   // Of element `begin` in the whole model: all ranks' trainable flat buffers end to end, each in
   // whole grains. The same in every world.
   uint64_t first_index = 0;
 };
 
-// The rank's shard space as segments, in order, covering it without gaps.
-std::vector<Segment> segment_table(const ModelLayout& layout);
+// The rank's shard space as segments, in order, covering it without gaps. Where parameters lie does
+// not depend on their settings, so that a group changes no other parameter's bits.
+std::vector<Segment> segment_table(const ModelLayout& layout, const Config& config);
 
 }  // namespace strata::engine

@@ -7,6 +7,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -71,6 +72,15 @@ struct ScheduleConfig {
   ScheduleKind kind = ScheduleKind::constant;  // OptimizerConfig's
   WarmupConfig warmup;                         // of the three with that name
   OneCycleConfig one_cycle;
+};
+
+// Parameters with an optimizer setting of their own. A parameter belongs to the first group that
+// has a pattern for its name; without one it has the optimizer's weight decay, if its layer says so
+// (Parameter::weight_decay), and the schedule's learning rate.
+struct ParameterGroup {
+  std::vector<std::string> match;      // shell patterns, as fnmatch(3) reads them
+  std::optional<double> weight_decay;  // none: as without a group
+  double lr_scale = 1.0;               // times the schedule's learning rate
 };
 
 // The scale of fp16's gradients, by DeepSpeed's rules (engine/runtime/loss_scaler.h).
@@ -138,6 +148,7 @@ struct Config {
   double gradient_clipping = 0;  // 0: off
   OptimizerConfig optimizer;
   ScheduleConfig schedule;
+  std::vector<ParameterGroup> parameter_groups;
 
   // ZeRO and placement.
   int stage = 3;

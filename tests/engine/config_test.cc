@@ -57,6 +57,9 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"KeyLikeNoOther", with_batch(R"("zzzzzzzzzz": 3)"),
                 "ds.json: \"zzzzzzzzzz\" is not a known key: remove it, or see "
                 "docs/configuration.md for all keys"},
+        Refusal{"KeyWithItsSections", with_batch(R"("strata.seed": 3)"),
+                "ds.json: \"strata.seed\" has a dot in its name: write the sections before it as "
+                "objects"},
         Refusal{"WrongType", R"({"train_batch_size": "eight"})",
                 "ds.json: \"train_batch_size\" must be an integer from 1 to 1000000000, found "
                 "\"eight\""},

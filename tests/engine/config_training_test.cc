@@ -13,6 +13,7 @@ namespace {
 using testing_support::case_name;
 using testing_support::ConfigRefuses;
 using testing_support::error_of;
+using testing_support::own;
 using testing_support::parse;
 using testing_support::Refusal;
 using testing_support::with_batch;
@@ -89,6 +90,44 @@ INSTANTIATE_TEST_SUITE_P(
                 "ds.json: \"data_types.grad_accum_dtype\" cannot be honoured: gradients are always "
                 "accumulated in fp32; write \"fp32\""}),
     case_name);
+
+std::string groups(const std::string& list) { return own("\"parameter_groups\": " + list); }
+
+INSTANTIATE_TEST_SUITE_P(
+    ParameterGroups, ConfigRefuses,
+    testing::Values(
+        Refusal{"NotAList", groups("{}"),
+                "ds.json: \"strata.parameter_groups\" must be a list of objects, found an object"},
+        Refusal{"NotOfObjects", groups(R"([{"match": ["*"]}, 3])"),
+                "ds.json: \"strata.parameter_groups[1]\" must be an object, found 3"},
+        Refusal{"WithoutPatterns", groups(R"([{"match": ["*"]}, {"lr_scale": 2}])"),
+                "ds.json: \"strata.parameter_groups[1].match\" is missing: list patterns of its "
+                "parameters' names, like \"*.bias\""},
+        Refusal{"NoPatterns", groups(R"([{"match": []}])"),
+                "ds.json: \"strata.parameter_groups[0].match\" must be a list of patterns like "
+                "\"*.bias\", found []"},
+        Refusal{"UnknownKeyOfAGroup", groups(R"([{"match": ["*"]}, {"weight_decy": 0}])"),
+                "ds.json: \"strata.parameter_groups[1].weight_decy\" is not a known key: did you "
+                "mean \"strata.parameter_groups[].weight_decay\"?"},
+        Refusal{"NegativeScale", groups(R"([{"match": ["*"], "lr_scale": -1}])"),
+                "ds.json: \"strata.parameter_groups[0].lr_scale\" must be a number of at least 0, "
+                "found -1"},
+        Refusal{"AutoDecayOfAGroup", groups(R"([{"match": ["*"], "weight_decay": "auto"}])"),
+                "ds.json: \"strata.parameter_groups[0].weight_decay\" is \"auto\", which only "
+                "Hugging Face's Trainer can fill in: write a number of at least 0 instead"}),
+    case_name);
+
+TEST(Config, ParameterGroupsLandInTheirOrder) {
+  const Config config = parse(groups(
+      R"([{"match": ["*.bias", "*ln_*"], "weight_decay": 0}, {"lr_scale": 0.5, "match": ["*"]}])"));
+  ASSERT_EQ(config.parameter_groups.size(), 2u);
+  EXPECT_EQ(config.parameter_groups[0].match, (std::vector<std::string>{"*.bias", "*ln_*"}));
+  EXPECT_EQ(config.parameter_groups[0].weight_decay, 0);
+  EXPECT_EQ(config.parameter_groups[0].lr_scale, 1);
+  EXPECT_EQ(config.parameter_groups[1].match, std::vector<std::string>{"*"});
+  EXPECT_EQ(config.parameter_groups[1].weight_decay, std::nullopt);
+  EXPECT_EQ(config.parameter_groups[1].lr_scale, 0.5);
+}
 
 TEST(Config, ABatchIsDividedAmongRanks) {
   const Config config = Config::from_json(R"({"train_batch_size": 12})", "ds.json", 3);

@@ -258,6 +258,11 @@ TEST_F(FailingRanks, AreRefusedAtStartWhenTheyDisagree) {
   const std::vector<Difference> differences = {
       {"lr", [](Gpt2&, Config& c, Options&) { c.optimizer.lr = 0.5; }},
       {"loss_scale", [](Gpt2&, Config& c, Options&) { c.loss_scale.window = 5; }},
+      {"schedule", [](Gpt2&, Config& c, Options&) { c.schedule.kind = ScheduleKind::warmup; }},
+      {"group",
+       [](Gpt2&, Config& c, Options&) {
+         c.parameter_groups = {{{"*.bias"}, 0.5, 1}};
+       }},
       {"seed", [](Gpt2&, Config& c, Options&) { c.seed = 8; }},
       {"n_head", [](Gpt2& g, Config&, Options&) { g.n_head = 2; }},
       {"dropout", [](Gpt2& g, Config&, Options&) { g.attn_pdrop = 1e-4; }},

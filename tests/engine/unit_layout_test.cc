@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "strata/error.h"
 #include "tests/engine/tiny_run.h"
 
@@ -21,7 +23,6 @@ TEST_P(LayoutTest, ParametersDoNotOverlapAndShardsAreWholeGrains) {
       EXPECT_GE(parameter.offset, end);
       EXPECT_LT(parameter.offset - end, kParamAlignNumel);
       EXPECT_EQ(parameter.offset % kParamAlignNumel, 0);
-      EXPECT_EQ(parameter.spec.weight_decay, parameter.offset < unit.trainable.decay_numel);
       end = parameter.offset + parameter.numel();
     }
     EXPECT_EQ(unit.trainable.content_numel, end);
@@ -33,23 +34,49 @@ TEST_P(LayoutTest, ParametersDoNotOverlapAndShardsAreWholeGrains) {
   EXPECT_EQ(layout_.trainable_grains(), grains);
 }
 
-// Over all ranks, the elements that decay are exactly the parameters that decay.
-TEST_P(LayoutTest, SegmentsOfAllRanksCoverTheDecayedParametersOnce) {
-  int64_t decayed = 0;
+Config config_of_groups() {
+  Config config;
+  config.optimizer.weight_decay = 0.1;
+  config.parameter_groups = {{{"*.bias"}, 0.2, 1.0}, {{"*.h.1.*", "*wpe*"}, {}, 0.5}};
+  return config;
+}
+
+// Every element has its own parameter's setting, and neighbours with one setting are one segment.
+TEST_P(LayoutTest, SegmentsCoverTheShardSpaceWithTheSettingsOfParameters) {
+  const Config config = config_of_groups();
   for (int rank = 0; rank < GetParam(); ++rank) {
-    int64_t next = 0;
     const ModelLayout layout(models::gpt2(testing_support::tiny_gpt2()), {rank, GetParam()});
-    for (const Segment& segment : segment_table(layout)) {
+    const auto segments = segment_table(layout, config);
+    int64_t next = 0;
+    for (const Segment& segment : segments) {
       EXPECT_EQ(segment.begin, next);
       EXPECT_LT(segment.begin, segment.end);
       next = segment.end;
-      if (segment.weight_decay) decayed += segment.end - segment.begin;
     }
-    EXPECT_EQ(next, layout_.trainable_grains() * kGrainNumel);
+    EXPECT_EQ(next, layout.trainable_grains() * kGrainNumel);
+    for (const Unit& unit : layout.units()) {
+      const GrainRange shard = unit.trainable.shard();
+      for (const FlatParameter& parameter : unit.trainable.parameters) {
+        const int64_t at = layout.position(unit.trainable, parameter);
+        const int64_t begin = std::max(at, shard.begin * kGrainNumel);
+        const int64_t end = std::min(at + parameter.numel(), shard.end * kGrainNumel);
+        if (begin >= end) continue;
+        const auto holds = [&](const Segment& s) { return s.begin <= begin && end <= s.end; };
+        const auto segment = std::find_if(segments.begin(), segments.end(), holds);
+        ASSERT_NE(segment, segments.end()) << parameter.spec.name << " is cut";
+        EXPECT_EQ(segment->setting, setting_of(parameter.spec, config)) << parameter.spec.name;
+      }
+    }
   }
-  int64_t expected = 0;
-  for (const Unit& unit : layout_.units()) expected += unit.trainable.decay_numel;
-  EXPECT_EQ(decayed, expected);
+}
+
+TEST(SegmentTableTest, WithoutGroupsAUnitHasTwoSettingsAtMost) {
+  Config config;
+  config.optimizer.weight_decay = 0.1;
+  const ModelLayout layout(models::gpt2(testing_support::tiny_gpt2()), 0, 1);
+  EXPECT_EQ(segment_table(layout, config).size(), 6u);  // embedding 1, blocks 2 each, head 1
+  config.optimizer.weight_decay = 0;
+  EXPECT_EQ(segment_table(layout, config).size(), layout.units().size());
 }
 
 // Offsets in a flat buffer do not depend on the world, so neither does the order of the digest.

@@ -1,9 +1,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <numeric>
-#include <utility>
 
+#include "engine/data/below.h"
 #include "kernels/ops/random.h"
 #include "strata/error.h"
 #include "strata/text_corpus.h"
@@ -11,10 +10,15 @@
 namespace strata {
 namespace {
 
-// A number in [0, bound) from 32 random bits, for bounds so far below 2^32 that its bias is
-// nothing.
-int64_t below(uint32_t bits, int64_t bound) {
-  return static_cast<int64_t>((uint64_t{bits} * static_cast<uint64_t>(bound)) >> 32);
+// An epoch's windows: as many as fit behind the largest offset.
+int64_t windows_of(const TextCorpus& corpus, int64_t sequence) {
+  const auto bytes = static_cast<int64_t>(corpus.train().size());
+  const int64_t windows = (bytes - sequence) / sequence;
+  if (windows >= 1) return windows;
+  throw ConfigError(fmt::format(
+      "{} bytes of training text are too few for sequences of {} tokens: give at least {} bytes, "
+      "or a shorter sequence",
+      bytes, sequence, 2 * sequence));
 }
 
 }  // namespace
@@ -39,41 +43,22 @@ TextSampler::TextSampler(const TextCorpus& corpus, int64_t sequence, uint64_t se
     : corpus_(corpus),
       sequence_(sequence),
       seed_(seed),
-      rank_(world.rank),
-      ranks_(world.size),
-      windows_((static_cast<int64_t>(corpus.train().size()) - sequence) / sequence) {
-  if (windows_ < 1) {
-    throw ConfigError(fmt::format(
-        "{} bytes of training text are too few for sequences of {} tokens: give at least {} bytes, "
-        "or a shorter sequence",
-        corpus.train().size(), sequence, 2 * sequence));
-  }
-}
-
-void TextSampler::start_epoch(int64_t epoch) {
-  const ops::Philox philox{seed_};
-  const auto stream = static_cast<uint64_t>(epoch);
-  offset_ = below(philox(0, stream)[0], sequence_);
-  order_.resize(static_cast<size_t>(windows_));
-  std::iota(order_.begin(), order_.end(), 0);
-  for (int64_t i = windows_ - 1; i > 0; --i) {  // Fisher and Yates
-    const int64_t j = below(philox(static_cast<uint64_t>(i), stream)[0], i + 1);
-    std::swap(order_[static_cast<size_t>(i)], order_[static_cast<size_t>(j)]);
-  }
-  epoch_ = epoch;
-}
+      order_(windows_of(corpus, sequence), seed, world) {}
 
 void TextSampler::next(OwnedBatch& batch) {
   batch.tokens.resize(static_cast<size_t>(batch.shape.tokens()));
   batch.targets.resize(static_cast<size_t>(batch.shape.tokens()));
-  const int64_t first = position_ + rank_ * batch.shape.batch;
-  for (int64_t row = 0; row < batch.shape.batch; ++row) {
-    const int64_t epoch = (first + row) / windows_;
-    if (epoch != epoch_) start_epoch(epoch);
-    const int64_t window = order_[static_cast<size_t>((first + row) % windows_)];
-    batch.set_row(row, corpus_.train().data() + offset_ + window * sequence_);
+  rows_.resize(static_cast<size_t>(batch.shape.batch));
+  order_.next(rows_);
+  for (size_t row = 0; row < rows_.size(); ++row) {
+    const int64_t begin = offset(rows_[row].epoch) + rows_[row].index * sequence_;
+    batch.set_row(static_cast<int64_t>(row), corpus_.train().data() + begin);
   }
-  position_ += ranks_ * batch.shape.batch;
+}
+
+// The shuffle of an epoch draws from counters above 0.
+int64_t TextSampler::offset(int64_t epoch) const {
+  return engine::below(ops::Philox{seed_}(0, static_cast<uint64_t>(epoch)), sequence_);
 }
 
 }  // namespace strata

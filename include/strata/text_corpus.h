@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "strata/batch.h"
+#include "strata/sampler.h"
 #include "strata/world.h"
 
 namespace strata {
@@ -53,10 +54,8 @@ struct OwnedBatch {
 
 // Draws training rows. The training bytes are cut into windows of sequence + 1 bytes, stride
 // `sequence`, from an offset below `sequence` that changes with each epoch; an epoch visits each
-// window once, in an order shuffled by seed. Every epoch has as many windows as fit behind the
-// largest offset, so row i of the run is a pure function of (seed, i), the same at every world
-// size; the position is one number, so it can be stored and restored. Ranks take turns: of each
-// world_size batches, a rank gets the one that is its own.
+// window once, in a Sampler's order. Every epoch has as many windows as fit behind the largest
+// offset, so row i of the run is a pure function of (seed, i), the same at every world size.
 class TextSampler {
  public:
   // `corpus` must outlive the sampler. Throws ConfigError when its training part is too short.
@@ -66,23 +65,18 @@ class TextSampler {
   // on, and advances by all ranks'.
   void next(OwnedBatch& batch);
 
-  int64_t position() const { return position_; }
-  void seek(int64_t position) { position_ = position; }
-  int64_t rows_per_epoch() const { return windows_; }
+  int64_t position() const { return order_.position(); }
+  void seek(int64_t position) { order_.seek(position); }
+  int64_t rows_per_epoch() const { return order_.rows_per_epoch(); }
 
  private:
-  void start_epoch(int64_t epoch);
+  int64_t offset(int64_t epoch) const;  // of window 0, in bytes
 
   const TextCorpus& corpus_;
   const int64_t sequence_;
   const uint64_t seed_;
-  const int rank_;
-  const int ranks_;
-  const int64_t windows_;  // an epoch's
-  int64_t position_ = 0;
-  int64_t epoch_ = -1;          // that offset_ and order_ are for
-  int64_t offset_ = 0;          // of window 0, in bytes
-  std::vector<int32_t> order_;  // windows as they are visited
+  Sampler order_;                   // of windows
+  std::vector<Sampler::Row> rows_;  // next()'s own
 };
 
 // Cross-entropy in nats per byte on the held-out bytes of interpolated byte n-gram models fitted to

@@ -101,9 +101,9 @@ void add_warmup_keys(Rows& rows, ConfigDraft& draft) {
                         [&out](uint64_t v) { out.total_num_steps = static_cast<int64_t>(v); });
   total.expects = "the run's number of steps, " + total.expects;
   rows.add("total_num_steps", std::move(total),
-           "the step that the decay ends at; it has to be given.",
-           "After it the rate stays: WarmupDecayLR's at 0. No longer than the warm-up, nothing is "
-           "left to decay over, and the rate falls to that at once.");
+           "steps over which the rate rises and decays; it has to be given.",
+           "Then the rate stays: WarmupDecayLR's at 0. Where the warm-up takes all of them, it "
+           "falls to that at once.");
   rows.add("warmup_min_ratio", number(out.min_ratio, {.min = 0}),
            "where the warm-up starts, as a part of `optimizer.params.lr`.",
            "As in DeepSpeed, the first step's rate is 0 all the same.");

@@ -215,7 +215,10 @@ Group parameter_group_group(ConfigDraft& draft) {
                 "for tensors of rank 2 or more."),
        honoured(path + "[].lr_scale",
                 number({.min = 0}, "1.0", [&groups](double v) { groups.back().lr_scale = v; }),
-                "What the schedule's learning rate is multiplied with for them, in each step.")}};
+                "What the schedule's learning rate is multiplied with for them, in each step."),
+       refused(
+           path + "[].lr", Type::number, nothing(),
+           "the schedule moves the learning rate of all; give \"lr_scale\", their part of it")}};
 }
 
 }  // namespace

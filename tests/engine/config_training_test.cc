@@ -112,6 +112,9 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"NegativeScale", groups(R"([{"match": ["*"], "lr_scale": -1}])"),
                 "ds.json: \"strata.parameter_groups[0].lr_scale\" must be a number of at least 0, "
                 "found -1"},
+        Refusal{"RateOfAGroup", groups(R"([{"match": ["*"], "lr": 1e-4}])"),
+                "ds.json: \"strata.parameter_groups[0].lr\" cannot be honoured: the schedule moves "
+                "the learning rate of all; give \"lr_scale\", their part of it"},
         Refusal{"AutoDecayOfAGroup", groups(R"([{"match": ["*"], "weight_decay": "auto"}])"),
                 "ds.json: \"strata.parameter_groups[0].weight_decay\" is \"auto\", which only "
                 "Hugging Face's Trainer can fill in: write a number of at least 0 instead"}),

@@ -1,5 +1,7 @@
 #include "strata/engine.h"
 
+#include <utility>
+
 #include "engine/runtime/runtime.h"
 
 namespace strata {
@@ -16,6 +18,45 @@ Engine& Engine::operator=(Engine&&) noexcept = default;
 StepResult Engine::train_step(std::span<const Batch> micro_batches) {
   return runtime_->together([&] { return runtime_->train_step(micro_batches); });
 }
+
+UnitLease& UnitLease::operator=(UnitLease&& other) noexcept {
+  if (this != &other) {
+    reset();
+    runtime_ = std::exchange(other.runtime_, nullptr);
+    unit_ = other.unit_;
+    parameters_ = std::exchange(other.parameters_, {});
+  }
+  return *this;
+}
+
+void UnitLease::reset() noexcept {
+  if (runtime_ != nullptr) std::exchange(runtime_, nullptr)->let_go(unit_);
+  parameters_ = {};
+}
+
+UnitLease Engine::gather(int unit) {
+  return runtime_->together(
+      [&] { return UnitLease(runtime_.get(), unit, runtime_->gather(unit)); });
+}
+
+std::vector<TensorView> Engine::gradients(int unit) {
+  return runtime_->together([&] {
+    std::vector<TensorView> views;
+    for (const ParameterGrad& gradient : runtime_->gradients(unit)) views.push_back(gradient.view);
+    return views;
+  });
+}
+
+void Engine::reduce(int unit) {
+  runtime_->together([&] { runtime_->reduce(unit); });
+}
+
+StepResult Engine::step(double loss) {
+  return runtime_->together([&] { return runtime_->step(loss); });
+}
+
+double Engine::loss_scale() const { return runtime_->loss_scale(); }
+void* Engine::stream() const { return runtime_->stream(); }
 
 double Engine::evaluate(std::span<const Batch> micro_batches) {
   return runtime_->together([&] { return runtime_->evaluate(micro_batches); });
@@ -37,7 +78,7 @@ void Engine::write_parameter(std::string_view name, std::span<const float> value
   runtime_->together([&] { runtime_->write_parameter(name, values); });
 }
 
-int64_t Engine::step() const { return runtime_->step(); }
+int64_t Engine::steps_done() const { return runtime_->steps_done(); }
 const PlanSummary& Engine::plan() const { return runtime_->plan().summary; }
 std::vector<std::string> Engine::description() const { return runtime_->description(); }
 

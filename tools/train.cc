@@ -144,7 +144,7 @@ class Training {
     const double validation = validate(engine);
     say("validation loss {:.4f} nats/byte at step {} (unigram {:.4f}, bigram {:.4f}, trigram "
         "{:.4f}): {} the trigram model\n",
-        validation, engine.step(), baselines_.unigram, baselines_.bigram, baselines_.trigram,
+        validation, engine.steps_done(), baselines_.unigram, baselines_.bigram, baselines_.trigram,
         validation < baselines_.trigram ? "better than" : "not yet better than");
     if (options_.sample > 0) print_sample(engine);
   }
@@ -162,7 +162,7 @@ class Training {
     // Such a run ends at the smallest loss scale.
     const bool scale_falls = config_.dtype == DType::fp16 && config_.loss_scale.dynamic();
     int stop = kGoOn;
-    while (engine.step() < options_.steps && stop == kGoOn) {
+    while (engine.steps_done() < options_.steps && stop == kGoOn) {
       std::vector<Batch> views;
       for (OwnedBatch& batch : batches) {
         sampler.next(batch);
@@ -186,14 +186,14 @@ class Training {
                         kMaxSkipped, config_.dtype == DType::fp16 ? " or fp16.loss_scale" : ""));
       }
       const bool validation_due = options_.validate_every > 0 && !result.skipped &&
-                                  engine.step() % options_.validate_every == 0;
+                                  engine.steps_done() % options_.validate_every == 0;
       if (validation_due) {
         progress.finish();
-        say("step {}  validation loss {:.4f}\n", engine.step(), validate(engine));
+        say("step {}  validation loss {:.4f}\n", engine.steps_done(), validate(engine));
       }
     }
     progress.finish();
-    if (stop == kInterrupted) say("stopped after step {}\n", engine.step());
+    if (stop == kInterrupted) say("stopped after step {}\n", engine.steps_done());
     return stop == kInterrupted;
   }
 
@@ -202,7 +202,7 @@ class Training {
     std::vector<Batch> views;
     for (const OwnedBatch& batch : owned) views.push_back(batch.view());
     const double loss = engine.evaluate(views);
-    metrics_.write_validation(engine.step(), loss);
+    metrics_.write_validation(engine.steps_done(), loss);
     return loss;
   }
 

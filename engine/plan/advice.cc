@@ -96,8 +96,8 @@ OutOfBudget out_of_budget(const PlanInput& input, const PlanSummary& plan, Tier 
     // that what it frees shows.
     Config config = change.config;
     config.recompute = RecomputeChoice::always;
-    const PlanInput changed{input.model,        config,    input.world,
-                            change.micro_batch, input.ops, input.machine};
+    const PlanInput changed{input.model, config,        input.world,  change.micro_batch,
+                            input.ops,   input.machine, input.speeds, input.held_units};
     try {
       const uint64_t then = make_plan_unchecked(changed).summary.needed_bytes[i];
       if (then < needed) freeing.emplace_back(needed - then, change.setting);

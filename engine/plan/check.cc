@@ -142,11 +142,30 @@ void check_shape(const PlanInput& input) {
   }
 }
 
+// What the caller's own compute cannot have.
+void check_own_compute(const PlanInput& input) {
+  if (input.config.order == OrderChoice::vertical) {
+    throw ConfigError(
+        "the caller computes, one micro-batch after the other: \"vertical\" order is train_step's");
+  }
+  for (const auto& layer : input.model.layers) {
+    if (layer->shared_parameters().empty()) continue;
+    throw ConfigError(fmt::format(
+        "the caller computes, and layer '{}' shares another one's parameters: hold both "
+        "units instead",
+        layer->name()));
+  }
+}
+
 }  // namespace
 
 void check(const PlanInput& input) {
   check_config(input);
-  check_shape(input);
+  if (input.held_units > 0) {
+    check_own_compute(input);
+  } else {
+    check_shape(input);
+  }
 }
 
 void check_pinning(const Config& config, const offload::TrainingStateSpec& placed) {

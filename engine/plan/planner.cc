@@ -54,6 +54,7 @@ class Planner {
               .micro_batches = static_cast<int>(input.config.accumulation_steps),
               .order = order,
               .sums = gradient_sums(input, order),
+              .access = {},
               .step = {},
               .evaluate = {},
               .update_traffic = {},
@@ -293,6 +294,7 @@ class Planner {
       input.output_bytes.push_back(unit.output_bytes);
       input.checkpoint_tier.push_back(unit.checkpoint_tier);
     }
+    plan_.access = input.access;
     plan_.step = make_program(input);
     const OrderInput order{plan_.layout, plan_.state.sub_groups, plan_.step};
     plan_.order_of_use = order_of_use(order);
@@ -308,6 +310,20 @@ class Planner {
     lay_out_places();
     // Evaluation runs in the same window, and may put other units into its slots.
     widen(plan_.step.window_numel, plan_.evaluate.window_numel);
+    if (input_.held_units > 0) size_window_for_caller();
+  }
+
+  // Any unit in any slot: those that are held, and one ahead.
+  void size_window_for_caller() {
+    int64_t largest = 0;
+    size_t gathered = 0;
+    for (size_t u = 0; u < units().size(); ++u) {
+      if (plan_.access[u] != ParameterAccess::gathered) continue;
+      largest = std::max(largest, units()[u].numel());
+      ++gathered;
+    }
+    const auto slots = static_cast<size_t>(input_.held_units + (input_.config.overlap ? 1 : 0));
+    plan_.step.window_numel.assign(std::min(slots, gathered), largest);
   }
 
   template <typename Size>
@@ -523,6 +539,7 @@ Plan faster(const PlanInput& input, Plan plain, Plan vertical) {
 
 Plan make_plan_unchecked(const PlanInput& input) {
   const Config& config = input.config;
+  if (input.held_units > 0) return Planner(input, UnitOrder::plain).make();
   if (config.order == OrderChoice::vertical) return Planner(input, UnitOrder::vertical).make();
   Plan plain = Planner(input, UnitOrder::plain).make();
   if (config.order == OrderChoice::plain || config.accumulation_steps == 1) return plain;

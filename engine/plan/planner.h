@@ -75,6 +75,7 @@ struct Plan {
   int micro_batches = 1;
   UnitOrder order = UnitOrder::plain;
   GradientSums sums = GradientSums::none;
+  std::vector<ParameterAccess> access;  // by unit, in a step
   Program step;
   Program evaluate;
   LinkBytes update_traffic = {};      // the part of a step's that a skipped one does not move
@@ -152,6 +153,7 @@ struct PlanInput {
   const ops::LayerOps& ops;  // sizes saved and workspace bytes
   MachineMemory machine;
   MachineSpeeds speeds = {};
+  int held_units = 0;  // the caller computes, and holds so many gathered units at a time; 0: layers
 };
 
 // Throws ConfigError for what cannot be planned, and OutOfBudget where a tier's budget is too

@@ -19,6 +19,9 @@ double Runtime::evaluate(const Batch& batch) {
 }
 
 double Runtime::evaluate(std::span<const Batch> micro_batches) {
+  if (own_ != nullptr) {
+    throw ConfigError("the caller computes (Options::own_compute), losses too");
+  }
   check_batches(micro_batches, micro_batches.size());
   settle();
   double sum = 0;

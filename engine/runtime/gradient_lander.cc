@@ -1,7 +1,10 @@
 #include "engine/runtime/gradient_lander.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
+#include "strata/error.h"
 #include "strata/wait_scope.h"
 
 namespace strata::engine {
@@ -73,8 +76,15 @@ std::span<const ParameterGrad> GradientLander::prepare(int unit_index, int micro
     Slot& slot = slot_of(ref.unit, micro_batch);
     grads[i].view.data =
         slot.data + static_cast<size_t>(plan_.layout.parameter(ref).offset) * element_bytes_;
-    if (slot.prepared) continue;
-    slot.prepared = true;
+    if (slot.prepared_for == ref.unit) continue;
+    if (slot.prepared_for != kNobody) {
+      throw ConfigError(
+          fmt::format("gradients of unit {} have the memory of unit {}'s, which wait to be "
+                      "reduced: reduce unit "
+                      "{} first",
+                      ref.unit, slot.prepared_for, slot.prepared_for));
+    }
+    slot.prepared_for = ref.unit;
     parts_.compute.wait(slot.free, {StateKind::grad, ref.unit, kSlotWaitLabel});
     zero_padding(plan_.layout.units()[static_cast<size_t>(ref.unit)], slot.data);
   }
@@ -98,7 +108,7 @@ void GradientLander::zero_padding(const Unit& unit, std::byte* slot) {
 
 void GradientLander::land(int unit, int micro_batch) {
   Slot& slot = slot_of(unit, micro_batch);
-  slot.prepared = false;
+  slot.prepared_for = kNobody;
   Source source{unit, slot.data, &slot.free};
   const bool sums_shards = plan_.sums == GradientSums::shards;
   if (plan_.sums == GradientSums::whole || (sums_shards && single())) {

@@ -55,6 +55,12 @@ class GradientLander {
   // for the same unit.
   std::span<const ParameterGrad> prepare(int unit, int micro_batch);
 
+  // Whether prepare() was called for the unit itself, and land() not since.
+  bool is_prepared(int unit, int micro_batch) const {
+    const auto index = static_cast<size_t>(plan_.step.grad_slot_of(unit, micro_batch));
+    return slots_[index].prepared_for == unit;
+  }
+
   // All of a unit's gradients of this micro-batch are enqueued on the compute queue: add them up or
   // land them.
   void land(int unit, int micro_batch);
@@ -68,10 +74,11 @@ class GradientLander {
   double finish();
 
  private:
+  static constexpr int kNobody = -1;
   struct Slot {
     std::byte* data = nullptr;
-    Event free;             // everything that read it has
-    bool prepared = false;  // since it was last landed
+    Event free;                  // everything that read it has
+    int prepared_for = kNobody;  // whose gradients are to land from it next
   };
   struct Buffer {
     std::byte* data = nullptr;

@@ -22,9 +22,13 @@ Runtime::Runtime(Model model, const Config& config, const World& world,
     : model_(std::move(model)),
       config_(config),
       world_(world),
-      shape_{options.micro_batch.batch > 0 ? options.micro_batch.batch : config.micro_batch,
-             options.micro_batch.sequence},
+      shape_(options.own_compute
+                 ? BatchShape{1, 1}
+                 : BatchShape{options.micro_batch.batch > 0 ? options.micro_batch.batch
+                                                            : config.micro_batch,
+                              options.micro_batch.sequence}),
       data_hash_(options.data_hash),
+      held_units_(options.own_compute ? options.held_units : 0),
       stop_(options.stop),
       log_(options.log != nullptr ? *options.log : silent_),
       recorder_(options.keep_trace ? kTraceEvents : 0),
@@ -59,8 +63,14 @@ Runtime::Runtime(Model model, const Config& config, const World& world,
 }
 
 void Runtime::build(const Disturbance& disturbance) {
-  plan_ = std::make_unique<Plan>(make_plan({model_, config_, world_, shape_, *layer_ops_,
-                                            MachineMemory::of_host(config_, world_.local_size)}));
+  plan_ = std::make_unique<Plan>(make_plan({model_,
+                                            config_,
+                                            world_,
+                                            shape_,
+                                            *layer_ops_,
+                                            MachineMemory::of_host(config_, world_.local_size),
+                                            {},
+                                            held_units_}));
   compare_with_peers();
   tiers_ = std::make_unique<offload::TierManager>(*device_, plan_->summary);
   tokens_ = tiers_->claim(reserved::kTokens);
@@ -110,6 +120,15 @@ void Runtime::build(const Disturbance& disturbance) {
       *tiers_);
   gathers_ = std::make_unique<GatherOrder>(GatherOrder::Parts{
       *window_, *updater_, *copy_in_, *comm_queue_, *compute_, *passes_, recorder_});
+  if (held_units_ > 0) {
+    const size_t units = plan_->layout.units().size();
+    own_ = std::make_unique<OwnCompute>(
+        OwnCompute{RecordedGathers(units, plan_->step.window_numel.size(), config_.overlap),
+                   std::vector<int>(units, 0),
+                   0,
+                   false,
+                   {}});
+  }
   if (store_ != nullptr) store_->attach();
   access_->initialize(config_.seed);
   window_->outdate();

@@ -25,6 +25,7 @@
 #include "engine/runtime/nvme_store.h"
 #include "engine/runtime/parameter_window.h"
 #include "engine/runtime/parts.h"
+#include "engine/runtime/recorded_gathers.h"
 #include "engine/runtime/state_access.h"
 #include "engine/runtime/updater.h"
 #include "kernels/device/compute_spans.h"
@@ -56,6 +57,15 @@ class Runtime {
   }
 
   StepResult train_step(std::span<const Batch> micro_batches);
+  // As Engine's verbs around compute of one's own.
+  std::span<const TensorView> gather(int unit);
+  void let_go(int unit);
+  std::span<const ParameterGrad> gradients(int unit);
+  void reduce(int unit);
+  StepResult step(double loss);
+  void* stream() const { return compute_->native_handle(); }
+  double loss_scale() const { return loss_scaler_.scale(); }
+
   double evaluate(std::span<const Batch> micro_batches);
   std::vector<float> next_token_scores(std::span<const int32_t> tokens);
   // Waits for all that the last step left under way; throws what failed.
@@ -63,7 +73,7 @@ class Runtime {
   std::vector<float> read_parameter(std::string_view name, StateKind kind);
   void write_parameter(std::string_view name, std::span<const float> values);
   std::string digest();
-  int64_t step() const { return step_; }
+  int64_t steps_done() const { return step_; }
   int rank() const { return world_.rank; }
   const Plan& plan() const { return *plan_; }
   const offload::Recorder& recorder() const { return recorder_; }
@@ -86,6 +96,24 @@ class Runtime {
     std::unique_ptr<offload::FileQueue> queue;  // null without such a reservation
   };
 
+  // A step from its first verb to its last.
+  struct StepAccount {
+    int64_t number = 0;
+    double lr = 0;
+    double mean_scale = 1;
+    int64_t begin_ns = 0;
+    LinkBytes moved_before = {};
+    StepResult::Exposed exposed_before;
+  };
+  // Where the caller computes.
+  struct OwnCompute {
+    RecordedGathers gathers;
+    std::vector<int> reduced;  // by unit: micro-batches of this step
+    int held = 0;              // leases
+    bool begun = false;        // the step
+    StepAccount account;
+  };
+
   void build(const Disturbance& disturbance);
   FileLine make_file_line(const char* ring_name, const char* queue_name);
   // Throws ConfigError when another rank runs another model or configuration.
@@ -95,6 +123,12 @@ class Runtime {
   // Throws when other bytes moved since `before` than were planned.
   void check_traffic(const LinkBytes& before, const LinkBytes& planned) const;
   void check_batches(std::span<const Batch> batches, size_t expected) const;
+  StepAccount begin_step();
+  // `losses` is the sum over this rank's micro-batches.
+  StepResult finish_step(const StepAccount& account, double losses);
+  void require_own_compute(const char* verb, int unit) const;
+  void begin_own_step();
+  void hand_over();
   double evaluate(const Batch& batch);  // its mean loss
   void upload_tokens(std::span<const Batch> batches);
   void execute(const Program& program, bool training);
@@ -123,6 +157,7 @@ class Runtime {
   const World world_;
   const BatchShape shape_;
   const uint64_t data_hash_;
+  const int held_units_;  // by the caller, which computes; 0: layers do
   const std::atomic<int>* const stop_;
   NullLogSink silent_;
   LogSink& log_;
@@ -163,6 +198,8 @@ class Runtime {
   std::unique_ptr<ActivationStore> activations_;
   std::unique_ptr<Updater> updater_;
   std::unique_ptr<GatherOrder> gathers_;
+
+  std::unique_ptr<OwnCompute> own_;  // null: layers compute
 
   LossScaler loss_scaler_;
   int64_t step_ = 0;

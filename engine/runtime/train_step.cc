@@ -19,26 +19,41 @@ double seconds(int64_t ns) { return static_cast<double>(ns) * 1e-9; }
 }  // namespace
 
 StepResult Runtime::train_step(std::span<const Batch> micro_batches) {
+  if (own_ != nullptr) {
+    throw ConfigError("the caller computes (Options::own_compute): use gather, reduce and step");
+  }
   check_batches(micro_batches, static_cast<size_t>(config_.accumulation_steps));
-  StepResult result;
-  const int64_t begin = now_ns();
-  const LinkBytes moved_before = moved();
-  const StepResult::Exposed exposed_before = exposed();
-  marks_ = {};
-  marks_.last = begin;
-
-  result.step = step_ + 1;
-  const StepRates rates = step_rates(config_, result.step);
-  result.lr = rates.lr;
-  // Local gradients are means over a rank's micro-batch, times the loss scale; the step's is the
-  // mean over all of them.
-  result.loss_scale = loss_scaler_.scale();
-  const double mean_scale =
-      1.0 / (result.loss_scale * static_cast<double>(config_.accumulation_steps * world_.size));
-  updater_->begin({result.step, rates, mean_scale});
+  const StepAccount account = begin_step();
   upload_tokens(micro_batches);
   execute(plan_->step, /*training=*/true);
-  const double losses = read_losses(micro_batches.size());
+  StepResult result = finish_step(account, read_losses(micro_batches.size()));
+  check_traffic(account.moved_before, planned(result));
+  return result;
+}
+
+Runtime::StepAccount Runtime::begin_step() {
+  StepAccount account;
+  account.begin_ns = now_ns();
+  account.moved_before = moved();
+  account.exposed_before = exposed();
+  marks_ = {};
+  marks_.last = account.begin_ns;
+  account.number = step_ + 1;
+  const StepRates rates = step_rates(config_, account.number);
+  account.lr = rates.lr;
+  // Local gradients are means over a rank's micro-batch, times the loss scale; the step's is the
+  // mean over all of them.
+  account.mean_scale =
+      1.0 / (loss_scaler_.scale() * static_cast<double>(config_.accumulation_steps * world_.size));
+  updater_->begin({account.number, rates, account.mean_scale});
+  return account;
+}
+
+StepResult Runtime::finish_step(const StepAccount& account, double losses) {
+  StepResult result;
+  result.step = account.number;
+  result.lr = account.lr;
+  result.loss_scale = loss_scaler_.scale();
   const double squares = lander_->finish();
   const int64_t step_begin = now_ns();
   const double stop = stop_ != nullptr ? stop_->load() : 0;
@@ -50,16 +65,15 @@ StepResult Runtime::train_step(std::span<const Batch> micro_batches) {
     result.stop = std::max(result.stop, static_cast<int>(of_ranks[at + 2]));
   }
   result.loss /= static_cast<double>(config_.accumulation_steps * world_.size);
-  update(result, sum_of_squares, mean_scale);
+  update(result, sum_of_squares, account.mean_scale);
 
-  check_traffic(moved_before, planned(result));
   const int64_t end = now_ns();
   result.tokens = shape_.tokens() * config_.accumulation_steps * world_.size;
-  result.seconds = seconds(end - begin);
+  result.seconds = seconds(end - account.begin_ns);
   result.phases = {seconds(marks_.forward_ns), seconds(marks_.backward_ns),
                    seconds(end - step_begin)};
-  result.exposed = exposed() - exposed_before;
-  result.moved = moved() - moved_before;
+  result.exposed = exposed() - account.exposed_before;
+  result.moved = moved() - account.moved_before;
   result.peak = tiers_->peak_bytes();
   return result;
 }

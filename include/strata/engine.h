@@ -13,6 +13,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "strata/batch.h"
@@ -21,6 +22,7 @@
 #include "strata/log.h"
 #include "strata/model.h"
 #include "strata/plan.h"
+#include "strata/tensor.h"
 #include "strata/world.h"
 
 namespace strata {
@@ -74,6 +76,30 @@ namespace engine {
 class Runtime;
 }  // namespace engine
 
+// A hold on a unit's parameters: they stay where they are until it goes. Moves. Not longer than its
+// engine, and not over a step.
+class UnitLease {
+ public:
+  UnitLease() = default;
+  UnitLease(UnitLease&& other) noexcept { *this = std::move(other); }
+  UnitLease& operator=(UnitLease&& other) noexcept;
+  ~UnitLease() { reset(); }
+
+  // As declared, in the engine's dtype and the device's memory.
+  std::span<const TensorView> parameters() const { return parameters_; }
+  const TensorView& operator[](size_t i) const { return parameters_[i]; }
+  void reset() noexcept;
+
+ private:
+  friend class Engine;
+  UnitLease(engine::Runtime* runtime, int unit, std::span<const TensorView> parameters)
+      : runtime_(runtime), unit_(unit), parameters_(parameters) {}
+
+  engine::Runtime* runtime_ = nullptr;
+  int unit_ = 0;
+  std::span<const TensorView> parameters_;
+};
+
 // One training run of one rank. Not thread-safe: one driver thread calls it.
 //
 // In a world of several ranks all of them make the same calls in the same order, each with its own
@@ -86,6 +112,10 @@ class Engine {
     bool keep_trace = false;  // false: events are counted but not kept
     LogSink* log = nullptr;   // null: silent. Must outlive the engine
     uint64_t data_hash = 0;   // of what else ranks must have in common: their training data
+    // The caller computes, with gather(), gradients(), reduce() and step() in place of
+    // train_step(); of gathered units it holds so many at a time.
+    bool own_compute = false;
+    int held_units = 2;
     // A person's reasons to stop, not 0; read when a step's gradients have landed. Null: none ever.
     // Must outlive the engine.
     const std::atomic<int>* stop = nullptr;
@@ -102,6 +132,26 @@ class Engine {
   // under way on return (`strata.overlap_update`). Throws where anything behind it failed, also
   // what the step before left under way; the engine is then unusable.
   StepResult train_step(std::span<const Batch> micro_batches);
+
+  // Around compute of one's own (Options::own_compute); units count from 0 as the model's layers.
+  // On the host device the caller computes on any threads of its own, where it is; on a device with
+  // streams on stream(), whose later work finds what a verb gives. All throw ConfigError for a call
+  // out of turn.
+  //
+  // gather() blocks until a unit's parameters are there. The order of a step's gathers is recorded,
+  // and the next step's units are brought ahead by it; another order is as right, and recorded
+  // anew.
+  UnitLease gather(int unit);
+  // Where a unit's gradients of the micro-batch go, as its parameters are declared: every element
+  // of those that are trainable is written, by the mean loss times loss_scale().
+  std::vector<TensorView> gradients(int unit);
+  // They are complete; what they were in is the engine's again.
+  void reduce(int unit);
+  // Updates the parameters, once each unit was reduced Config::accumulation_steps times. `loss` is
+  // this rank's mean, and comes out as the mean over ranks.
+  StepResult step(double loss);
+  double loss_scale() const;  // 1 but in fp16
+  void* stream() const;       // cudaStream_t; null on the host device
 
   // Mean loss over the batches' tokens, of all ranks; changes nothing. Every rank gives as many
   // batches.
@@ -122,7 +172,7 @@ class Engine {
   // Sets a parameter: master and 16-bit copy from `values`, moments to zero. Ranks give the same.
   void write_parameter(std::string_view name, std::span<const float> values);
 
-  int64_t step() const;
+  int64_t steps_done() const;
   const PlanSummary& plan() const;
   // One line each: device, I/O engine in force, recovery mode.
   std::vector<std::string> description() const;

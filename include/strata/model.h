@@ -20,6 +20,10 @@ struct Model {
   int64_t num_parameters() const;
 };
 
+// Parameters without compute: a unit of a model whose caller computes
+// (Engine::Options::own_compute).
+std::shared_ptr<const Layer> parameter_unit(std::string name, std::vector<Parameter> parameters);
+
 namespace models {
 
 // Hugging Face's config.json names, model_type "gpt2".

@@ -113,7 +113,7 @@ TEST_P(Overflow, SkipsTheStepOnEveryRankAndLeavesEveryBit) {
         EXPECT_TRUE(result.skipped) << name(dtype) << " on " << world.rank;
         EXPECT_FALSE(std::isfinite(result.grad_norm));
       }
-      EXPECT_EQ(run.engine().step(), 1);
+      EXPECT_EQ(run.engine().steps_done(), 1);
       EXPECT_EQ(run.engine().digest(), digest) << name(dtype) << " on " << world.rank;
       EXPECT_EQ(whole_state(run.engine()), state) << name(dtype) << " on " << world.rank;
       // It goes on as if nothing had been, schedule included.
@@ -245,7 +245,7 @@ TEST(Fp16, TheScaleIsTheLossScalers) {
     scaler.update(result.skipped);
     skipped += result.skipped ? 1 : 0;
   }
-  EXPECT_EQ(run.engine().step(), kRestlessSteps - skipped);
+  EXPECT_EQ(run.engine().steps_done(), kRestlessSteps - skipped);
 }
 
 // Adam's update hides a factor of the gradient; the moments show it.

@@ -13,6 +13,11 @@ endif()
 target_include_directories(strata_options INTERFACE
   ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/include)
 
+# Freed buffers are filled with NaNs (kernels/device/poison.h).
+if(STRATA_SANITIZE OR CMAKE_BUILD_TYPE STREQUAL "Debug")
+  add_compile_definitions(STRATA_POISON)
+endif()
+
 if(STRATA_SANITIZE)
   add_compile_options($<$<COMPILE_LANGUAGE:C,CXX>:-fsanitize=${STRATA_SANITIZE}>
                       $<$<COMPILE_LANGUAGE:C,CXX>:-fno-omit-frame-pointer>)

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "kernels/device/poison.h"
 #include "strata/error.h"
 
 namespace strata::offload {
@@ -32,6 +33,7 @@ std::byte* FileQueue::claim(uint64_t bytes, Queue& first) {
   const auto in_the_way = [&](const Part& p) { return p.begin < end_ && begin < p.end; };
   while (oldest_ < next_ && (next_ - oldest_ == kParts || in_the_way(part(oldest_)))) retire();
   part(next_++) = {begin, end_, {}};
+  poison(first, ring_.data() + begin, bytes);
   return ring_.data() + begin;
 }
 

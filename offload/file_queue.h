@@ -23,7 +23,8 @@ class FileQueue {
   // claim. `pump` and `ring` must outlive this.
   FileQueue(Pump& pump, std::unique_ptr<Queue> queue, std::span<std::byte> ring);
 
-  // Memory for a transfer, aligned to 4096 bytes: later work on `first` finds it unused.
+  // Memory for a transfer, aligned to 4096 bytes: later work on `first` finds it unused, when
+  // `first` is the queue of all claims, or else starts behind those before it.
   std::byte* claim(uint64_t bytes, Queue& first);
   // What was claimed last is in use until `done`.
   void release(const Event& done);

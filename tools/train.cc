@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <csignal>
 #include <cstdio>
@@ -28,6 +29,7 @@ struct TrainOptions {
   double max_seconds = std::numeric_limits<double>::infinity();
   int64_t sequence = 0;
   int64_t validate_every = 0;
+  int64_t validation_batches = 0;
   std::string metrics;
   std::string trace;
   bool digest = false;
@@ -201,6 +203,16 @@ class Training {
     const auto owned = validation_batches(corpus_, {config_.micro_batch, sequence_}, world_);
     std::vector<Batch> views;
     for (const OwnedBatch& batch : owned) views.push_back(batch.view());
+    if (options_.validation_batches > 0) {
+      views.resize(std::min(views.size(), static_cast<size_t>(options_.validation_batches)));
+    }
+    constexpr double kLongSeconds = 10;
+    const double expected = totals_.forward_seconds() * static_cast<double>(views.size()) /
+                            static_cast<double>(config_.accumulation_steps);
+    if (expected > kLongSeconds) {
+      say("validating on {} batches, about {:.0f} s (--validation-batches takes fewer)\n",
+          views.size(), expected);
+    }
     const double loss = engine.evaluate(views);
     metrics_.write_validation(engine.steps_done(), loss);
     return loss;
@@ -258,6 +270,11 @@ void add_train(CLI::App& app) {
   command
       ->add_option("--validate-every", options->validate_every,
                    "Print the validation loss every N steps")
+      ->check(CLI::PositiveNumber);
+  command
+      ->add_option("--validation-batches", options->validation_batches,
+                   "Validate on the first N micro-batches of a rank; all of the held-out text if "
+                   "not given")
       ->check(CLI::PositiveNumber);
   command->add_option("--metrics", options->metrics, "Write a line of JSON a step to this file");
   command->add_option("--trace", options->trace,

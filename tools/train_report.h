@@ -55,6 +55,10 @@ class Progress {
 class RunTotals {
  public:
   void add(const StepResult& result);
+  // Mean time of a step's forward passes, over its micro-batches.
+  double forward_seconds() const {
+    return steps_ == 0 ? 0 : phases_.forward / static_cast<double>(steps_);
+  }
   // Tiers with plan and peak; links with planned and measured bytes; where the time went.
   std::string table(const PlanSummary& plan) const;
 

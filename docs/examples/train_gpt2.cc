@@ -17,7 +17,7 @@ int main() {
   strata::TextSampler sampler(corpus, gpt2.n_positions, config.seed, world);
   std::vector<strata::OwnedBatch> batches(config.accumulation_steps);
   for (auto& batch : batches) batch.shape = options.micro_batch;
-  while (engine.step() < 500) {
+  while (engine.steps_done() < 500) {
     std::vector<strata::Batch> step;
     for (auto& batch : batches) {
       sampler.next(batch);

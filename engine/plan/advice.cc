@@ -42,6 +42,17 @@ std::vector<Change> possible_changes(const PlanInput& input) {
   add("strata.recompute = \"always\"",
       [](Change& change) { change.config.recompute = RecomputeChoice::always; });
   add("strata.overlap = false", [](Change& change) { change.config.overlap = false; });
+  if (input.config.order != OrderChoice::plain && input.config.accumulation_steps > 1) {
+    add("strata.order = \"plain\"",
+        [](Change& change) { change.config.order = OrderChoice::plain; });
+  }
+  if (input.config.activation.device > 0) {
+    add("activation_checkpointing.cpu_checkpointing = true",
+        [](Change& change) { change.config.activation = all_in(Tier::host); });
+  }
+  if (input.config.stage < 3) {
+    add("zero_optimization.stage = 3", [](Change& change) { change.config.stage = 3; });
+  }
   if (input.config.slots > 1) {
     add("strata.slots = 1", [](Change& change) { change.config.slots = 1; });
   }

@@ -228,14 +228,21 @@ class Planner {
 
   void keep_saved_activations() {
     auto& per_unit = plan_.activations.units;
-    for (size_t u = per_unit.size() - 1; u-- > 0;) {
-      per_unit[u].keeps_saved = true;
+    // The last unit's are never recomputed; of the others the last ones wait the least.
+    const auto keep = [&](size_t count) {
+      for (size_t u = 0; u + 1 < per_unit.size(); ++u) {
+        per_unit[u].keeps_saved = u + 1 + count >= per_unit.size();
+      }
       rebuild();
-      if (needed(Tier::device) <= budget(Tier::device)) continue;
-      per_unit[u].keeps_saved = false;
-      rebuild();
-      return;
+      return needed(Tier::device) <= budget(Tier::device);
+    };
+    size_t most = 0;
+    size_t too_many = per_unit.size();
+    while (too_many - most > 1) {
+      const size_t middle = most + (too_many - most) / 2;
+      (keep(middle) ? most : too_many) = middle;
     }
+    keep(most);
   }
 
   // Everything that follows from which units keep their activations.
@@ -497,9 +504,16 @@ class Planner {
     summary.codecs = plan_.state.codecs;
     const auto grains = static_cast<uint64_t>(plan_.layout.trainable_grains());
     summary.training_state_bytes = 0;
-    for (StateKind kind : {StateKind::param, StateKind::grad, StateKind::master, StateKind::exp_avg,
-                           StateKind::exp_avg_sq}) {
+    for (StateKind kind :
+         {StateKind::grad, StateKind::master, StateKind::exp_avg, StateKind::exp_avg_sq}) {
       summary.training_state_bytes += grains * static_cast<uint64_t>(plan_.state.grain_bytes(kind));
+    }
+    summary.training_state_bytes += plan_.state.whole_bytes;
+    for (StateKind kind : {StateKind::param, StateKind::frozen}) {
+      for (Tier tier : kTiers) {
+        summary.training_state_bytes += static_cast<uint64_t>(
+            plan_.state.placement(kind).array_grains(tier) * plan_.state.grain_bytes(kind));
+      }
     }
     summary.staging_buffers = plan_.staging.buffers;
     summary.optimizer_state_bytes = {};

@@ -1,4 +1,5 @@
 #include "engine/runtime/activation_store.h"
+#include "kernels/device/poison.h"
 
 namespace strata::engine {
 
@@ -15,7 +16,9 @@ void ActivationStore::enter(const Action& compute) {
     parts_.compute.wait(event, {StateKind::activation, compute.unit, kWaitLabel});
   };
   if (compute.input >= 0) wait(places_[static_cast<size_t>(compute.input)].ready);
-  if (compute.output >= 0) wait(places_[static_cast<size_t>(compute.output)].saved);
+  if (compute.output < 0) return;
+  wait(places_[static_cast<size_t>(compute.output)].saved);
+  poison(parts_.compute, place(compute.output), unit(compute).output_bytes);
 }
 
 void ActivationStore::leave(const Action& compute, const Event& done) {
@@ -86,6 +89,7 @@ void ActivationStore::restore(const Action& action) {
   parts_.in.wait(there, tag);
   parts_.in.wait(to.read, tag);
   parts_.in.wait(to.saved, tag);
+  poison(parts_.in, place(action.output), bytes);
   parts_.in.copy(place(action.output), data, bytes, CopyDirection::host_to_device, tag);
   to.ready = from.read = parts_.in.record();
   if (on_nvme) parts_.files->release(to.ready);

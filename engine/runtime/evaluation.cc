@@ -43,6 +43,9 @@ double Runtime::evaluate(std::span<const Batch> micro_batches) {
 }
 
 std::vector<float> Runtime::next_token_scores(std::span<const int32_t> tokens) {
+  if (own_ != nullptr) {
+    throw ConfigError("the caller computes (Options::own_compute), scores too");
+  }
   if (tokens.empty() || static_cast<int64_t>(tokens.size()) > shape_.sequence) {
     throw ConfigError(
         fmt::format("scores follow 1 to {} tokens; {} were given", shape_.sequence, tokens.size()));

@@ -42,6 +42,9 @@ uint64_t fingerprint(const Model& model, const Config& config, const Plan& plan,
   add(cycle.min_lr, cycle.max_lr, cycle.first_steps, cycle.second_steps, cycle.first_stairs,
       cycle.second_stairs, cycle.decay_steps, cycle.lr_decay_rate);
   add(cycle.cycles_beta1, cycle.min_beta1, cycle.max_beta1, cycle.beta1_decay_rate);
+  // Where the caller computes, it is the window that decides what is gathered ahead.
+  add(config.overlap);
+  for (const int64_t numel : plan.step.window_numel) add(numel);
   for (const Program* program : {&plan.step, &plan.evaluate}) {
     for (const Action& action : program->actions) {
       const bool collective = action.op == Action::Op::gather || action.op == Action::Op::reduce;

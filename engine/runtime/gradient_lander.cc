@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "kernels/device/poison.h"
 #include "strata/error.h"
 #include "strata/wait_scope.h"
 
@@ -86,6 +87,8 @@ std::span<const ParameterGrad> GradientLander::prepare(int unit_index, int micro
     }
     slot.prepared_for = ref.unit;
     parts_.compute.wait(slot.free, {StateKind::grad, ref.unit, kSlotWaitLabel});
+    poison(parts_.compute, slot.data,
+           static_cast<size_t>(trainable(ref.unit).numel) * element_bytes_);
     zero_padding(plan_.layout.units()[static_cast<size_t>(ref.unit)], slot.data);
   }
   return grads;

@@ -57,8 +57,8 @@ class GradientLander {
 
   // Whether prepare() was called for the unit itself, and land() not since.
   bool is_prepared(int unit, int micro_batch) const {
-    const auto index = static_cast<size_t>(plan_.step.grad_slot_of(unit, micro_batch));
-    return slots_[index].prepared_for == unit;
+    const int slot = plan_.step.grad_slot_of(unit, micro_batch);
+    return slot >= 0 && slots_[static_cast<size_t>(slot)].prepared_for == unit;
   }
 
   // All of a unit's gradients of this micro-batch are enqueued on the compute queue: add them up or

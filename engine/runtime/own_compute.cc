@@ -32,9 +32,9 @@ void Runtime::hand_over() {
   if (compute_->native_handle() == nullptr) compute_->synchronize();
 }
 
-std::span<const TensorView> Runtime::gather(int unit) {
-  require_own_compute("gather", unit);
-  begin_own_step();
+// The last step's update of the unit is through: nothing of it reads gradients or writes
+// parameters.
+void Runtime::await_update(int unit) {
   switch (plan_->access[static_cast<size_t>(unit)]) {
     case ParameterAccess::in_place:
       updater_->await_parameters(unit, *compute_);
@@ -44,11 +44,20 @@ std::span<const TensorView> Runtime::gather(int unit) {
       window_->complete(unit);
       break;
     case ParameterAccess::gathered:
-      for (const RecordedGathers::Bring& bring : own_->gathers.hold(unit)) {
-        updater_->await_parameters(bring.unit, *copy_in_);
-        window_->gather(bring.unit, bring.slot);
-      }
+      updater_->await_parameters(unit, *copy_in_);
       break;
+  }
+}
+
+std::span<const TensorView> Runtime::gather(int unit) {
+  require_own_compute("gather", unit);
+  begin_own_step();
+  await_update(unit);
+  if (plan_->access[static_cast<size_t>(unit)] == ParameterAccess::gathered) {
+    for (const RecordedGathers::Bring& bring : own_->gathers.hold(unit)) {
+      await_update(bring.unit);
+      window_->gather(bring.unit, bring.slot);
+    }
   }
   const auto parameters = window_->use(unit, *compute_);
   ++own_->held;
@@ -64,31 +73,34 @@ void Runtime::let_go(int unit) {
   --own_->held;
 }
 
+// The micro-batch whose gradients of the unit come next.
+int Runtime::next_micro_batch(int unit) const {
+  const int micro_batch = own_->reduced[static_cast<size_t>(unit)];
+  if (micro_batch < plan_->micro_batches) return micro_batch;
+  throw ConfigError(
+      fmt::format("unit {} has been reduced {} times in this step, once a micro-batch: call step",
+                  unit, micro_batch));
+}
+
 std::span<const ParameterGrad> Runtime::gradients(int unit) {
   require_own_compute("gradients", unit);
   begin_own_step();
-  const int micro_batch = own_->reduced[static_cast<size_t>(unit)];
-  if (micro_batch == plan_->micro_batches) {
-    throw ConfigError(
-        fmt::format("unit {} has been reduced {} times in this step, once a "
-                    "micro-batch: call step",
-                    unit, micro_batch));
-  }
-  const auto gradients = lander_->prepare(unit, micro_batch);
+  await_update(unit);
+  const auto gradients = lander_->prepare(unit, next_micro_batch(unit));
   hand_over();
   return gradients;
 }
 
 void Runtime::reduce(int unit) {
   require_own_compute("reduce", unit);
-  int& micro_batch = own_->reduced[static_cast<size_t>(unit)];
+  if (plan_->layout.units()[static_cast<size_t>(unit)].trainable.numel == 0) return;
+  const int micro_batch = next_micro_batch(unit);
   if (!own_->begun || !lander_->is_prepared(unit, micro_batch)) {
     throw ConfigError(
         fmt::format("unit {} is reduced without gradients: ask for them and fill them in", unit));
   }
   lander_->land(unit, micro_batch);
-  if (plan_->is_last(micro_batch)) updater_->landed(unit, lander_->landed());
-  ++micro_batch;
+  ++own_->reduced[static_cast<size_t>(unit)];
 }
 
 StepResult Runtime::step(double loss) {

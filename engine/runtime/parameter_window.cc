@@ -1,7 +1,10 @@
 #include "engine/runtime/parameter_window.h"
 
+#include <utility>
+
 #include "engine/plan/state_placement.h"
 #include "engine/plan/traffic.h"
+#include "kernels/device/poison.h"
 
 namespace strata::engine {
 
@@ -49,6 +52,9 @@ void ParameterWindow::gather(int unit_index, int slot_index) {
   std::byte* const trainable = slot.data;
   std::byte* const frozen = slot.data + static_cast<size_t>(unit.trainable.numel) * element_bytes_;
   parts_.copy_in.wait(slot.last_use, {StateKind::param, unit_index, "gather waits for a slot"});
+  // One that was brought ahead and not used may still be arriving there.
+  parts_.copy_in.wait(slot.ready, {StateKind::param, unit_index, "gather waits for a slot"});
+  poison(parts_.copy_in, slot.data, static_cast<size_t>(unit.numel()) * element_bytes_);
   copy_shard(StateKind::param, unit_index, trainable);
   copy_shard(StateKind::frozen, unit_index, frozen);
   slot.ready = parts_.copy_in.record();
@@ -75,8 +81,13 @@ void ParameterWindow::outdate() {
 
 void ParameterWindow::complete(int unit_index) {
   Place& place = places_[static_cast<size_t>(unit_index)];
-  if (!place.outdated) return;
-  place.outdated = false;
+  if (place.buffer == nullptr) return;
+  // What this rank updated, or put back, is in place behind the queue, whether the others did so
+  // too.
+  if (!std::exchange(place.outdated, false)) {
+    place.buffer->ready = parts_.comm_queue.record();
+    return;
+  }
   const FlatBuffer& flat = plan_.layout.units()[static_cast<size_t>(unit_index)].trainable;
   parts_.comm_queue.wait(place.buffer->last_use,
                          {StateKind::param, unit_index, "gather waits for compute"});

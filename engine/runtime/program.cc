@@ -106,19 +106,25 @@ class Window {
     std::vector<int> live = needs(site);
     if (!input_.overlap) return live;
     int64_t live_numel = 0;
-    for (int unit : live) live_numel += numel(unit);
-    int ahead = 0;
+    for (int unit : live) live_numel += is_gathered(unit) ? numel(unit) : 0;
+    int gathered = 0;
+    int completed = 0;
     int64_t ahead_numel = 0;
-    for (size_t s = site + 1; s < order_.size(); ++s) {
+    // Every unit comes once in so many.
+    const size_t horizon = site + 2 * uses_.size() + static_cast<size_t>(input_.micro_batches);
+    for (size_t s = site + 1; s < std::min(horizon, order_.size()); ++s) {
       for (int unit : needs(s)) {
         if (contains(live, unit)) continue;
+        if (!is_gathered(unit)) {
+          if (completed++ < input_.gather_ahead) live.push_back(unit);
+          continue;
+        }
         ahead_numel += numel(unit);
         live_numel += numel(unit);
-        const bool holds = ahead < input_.gather_ahead && ahead_numel <= input_.prefetch_numel &&
+        const bool holds = gathered < input_.gather_ahead && ahead_numel <= input_.prefetch_numel &&
                            live_numel <= input_.max_live_numel;
-        if (ahead > 0 && !holds) return live;
+        if (gathered++ > 0 && !holds) return live;
         live.push_back(unit);
-        ++ahead;
       }
     }
     return live;

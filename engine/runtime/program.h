@@ -20,7 +20,7 @@ struct Action {
                // are completed where they lie, if an update changed them
     forward,   // run `unit` on `micro_batch`
     backward,  // the same, after recomputing its forward if `recompute`
-    reduce,    // `unit`'s local gradients in gradient slot `slot` are complete: land them
+    reduce,    // `unit`'s local gradients in gradient slot `slot` are complete: sum, land them
     save,      // take `unit`'s output in place `output` to the tier where it waits for backward
     restore,   // bring it back, into place `output`
   };

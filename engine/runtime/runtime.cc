@@ -8,6 +8,7 @@
 #include "engine/runtime/cpu_binding.h"
 #include "engine/runtime/fingerprint.h"
 #include "strata/clock.h"
+#include "strata/error.h"
 #include "strata/wait_scope.h"
 
 namespace strata::engine {
@@ -15,12 +16,27 @@ namespace {
 
 constexpr size_t kTraceEvents = 1 << 20;
 
+// A caller that computes holds parameters until it calls step(): they do not change before.
+Config as_run(Config config, const Engine::Options& options) {
+  if (!options.own_compute) return config;
+  if (options.held_units < 1) {
+    throw ConfigError("Options::held_units is below 1: the caller holds one unit at least");
+  }
+  if (config.speculate == SpeculateChoice::always) {
+    throw ConfigError(
+        "the caller computes, and parameters change in step() alone: strata.speculate cannot be "
+        "\"always\"");
+  }
+  config.speculate = SpeculateChoice::never;
+  return config;
+}
+
 }  // namespace
 
 Runtime::Runtime(Model model, const Config& config, const World& world,
                  const Engine::Options& options, const Disturbance& disturbance)
     : model_(std::move(model)),
-      config_(config),
+      config_(as_run(config, options)),
       world_(world),
       shape_(options.own_compute
                  ? BatchShape{1, 1}
@@ -322,6 +338,9 @@ void Runtime::finish_all() {
   for (const auto& queue : {&compute_, &comm_queue_, &copy_out_, &activations_out_, &landing_}) {
     (*queue)->synchronize();
   }
+  for (const FileLine* line : {&parameter_files_, &gradient_files_, &activation_files_}) {
+    if (line->queue != nullptr) line->queue->queue().synchronize();
+  }
 }
 
 // Adds the time since the last mark, on the compute queue, to a phase.
@@ -363,6 +382,9 @@ std::vector<float> Runtime::read_parameter(std::string_view name, StateKind kind
 }
 
 void Runtime::write_parameter(std::string_view name, std::span<const float> values) {
+  if (own_ != nullptr && own_->begun) {
+    throw ConfigError("a parameter is written in the middle of a step: call step() first");
+  }
   settle();
   access_->write(plan_->layout.find(name), values);
   window_->outdate();

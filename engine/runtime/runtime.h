@@ -128,6 +128,8 @@ class Runtime {
   StepResult finish_step(const StepAccount& account, double losses);
   void require_own_compute(const char* verb, int unit) const;
   void begin_own_step();
+  void await_update(int unit);
+  int next_micro_batch(int unit) const;
   void hand_over();
   double evaluate(const Batch& batch);  // its mean loss
   void upload_tokens(std::span<const Batch> batches);

@@ -68,7 +68,9 @@ StepResult Runtime::finish_step(const StepAccount& account, double losses) {
   update(result, sum_of_squares, account.mean_scale);
 
   const int64_t end = now_ns();
-  result.tokens = shape_.tokens() * config_.accumulation_steps * world_.size;
+  if (own_ == nullptr) {
+    result.tokens = shape_.tokens() * config_.accumulation_steps * world_.size;
+  }
   result.seconds = seconds(end - account.begin_ns);
   result.phases = {seconds(marks_.forward_ns), seconds(marks_.backward_ns),
                    seconds(end - step_begin)};

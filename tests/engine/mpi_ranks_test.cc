@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <string>
+#include <tuple>
 
 #include "tests/engine/local_ranks.h"
 #include "tests/engine/tiny_run.h"
@@ -15,11 +16,14 @@ using testing_support::RunOutcome;
 using testing_support::TemporaryDirectory;
 using testing_support::tiny_config;
 
-class MpiRanksTest : public testing::TestWithParam<DType> {};
+class MpiRanksTest : public testing::TestWithParam<std::tuple<DType, int>> {};
 
-INSTANTIATE_TEST_SUITE_P(DTypes, MpiRanksTest, testing::Values(DType::bf16, DType::fp16),
+INSTANTIATE_TEST_SUITE_P(DTypesAndStages, MpiRanksTest,
+                         testing::Combine(testing::Values(DType::bf16, DType::fp16),
+                                          testing::Values(0, 1, 2, 3)),
                          [](const auto& param_info) {
-                           return std::string(name(param_info.param));
+                           return std::string(name(std::get<0>(param_info.param))) + "_stage_" +
+                                  std::to_string(std::get<1>(param_info.param));
                          });
 
 // In fp16 the first steps overflow, and all ranks skip them.
@@ -29,9 +33,13 @@ TEST_P(MpiRanksTest, TrainToTheBitsOfThreads) {
   const TemporaryDirectory directory;
   Config config = tiny_config();
   config.nvme_paths = {directory.path()};
-  config.dtype = GetParam();
+  const auto [dtype, stage] = GetParam();
+  config.dtype = dtype;
+  config.stage = stage;
   config.loss_scale = {.initial_power = 19, .hysteresis = 1};
-  config.param = {0.5, 0.5, 0};
+  if (stage == 3) config.param = {0.5, 0.2, 0.3};
+  config.grad = {0, 0.5, 0.5};
+  config.activation = {0, 0.5, 0.5};
   config.optimizer_state.fill({0.2, 0.37, 0.43});
   config.sub_group_numel = 2 * kGrainNumel;
   config.reduce_bucket_numel = 1;
@@ -47,7 +55,7 @@ TEST_P(MpiRanksTest, TrainToTheBitsOfThreads) {
   EXPECT_EQ(processes.digest, threads.digest);
   EXPECT_EQ(processes.losses, threads.losses);
   EXPECT_EQ(processes.loss_scales, threads.loss_scales);
-  EXPECT_EQ(processes.skipped_steps > 0, GetParam() == DType::fp16);
+  EXPECT_EQ(processes.skipped_steps > 0, dtype == DType::fp16);
   EXPECT_LT(processes.skipped_steps, kSteps);
 }
 

@@ -85,13 +85,18 @@ class OwnComputeTest : public testing::Test {
     engine.reduce(unit);
   }
 
-  // One digest of all ranks.
+  // One digest of all ranks, each delayed in its own way.
   std::string train(
       const Config& config, int ranks = 1,
       const std::function<Order(int step)>& order = [](int) { return forward_order(); }) const {
     std::string digest;
     const auto failures = failures_of_ranks(ranks, [&](const World& world) {
-      Engine engine = make(config, world);
+      Engine::Options options;
+      options.own_compute = true;
+      engine::Disturbance disturbance;
+      disturbance.delay_seed = static_cast<uint64_t>(world.rank) + 1;
+      Engine engine =
+          EngineTestAccess::make(model(), for_world(config, world), options, disturbance, world);
       for (int step = 0; step < kSteps; ++step) {
         for (int m = 0; m < kMicroBatches; ++m) {
           for (int unit : order(step)) use(engine, unit, step * kMicroBatches + m);
@@ -178,10 +183,46 @@ TEST_F(OwnComputeTest, LeavesTheSameBitsInAnyOrderOfUnits) {
   Config config = base_;
   config.param = {0, 0.3, 0.7};
   config.optimizer_state.fill({0, 0, 1});
-  const std::string reference = train(config);
   const std::vector<Order> orders = {{0, 1, 2, 3, 4}, {4, 3, 2, 1, 0}, {2, 0, 4, 1, 3}};
-  EXPECT_EQ(train(config, 1, [&](int step) { return orders[static_cast<size_t>(step) % 3]; }),
-            reference);
+  for (int ranks : {1, 2, 3}) {
+    EXPECT_EQ(train(config, ranks, [&](int step) { return orders[static_cast<size_t>(step) % 3]; }),
+              train(config, ranks))
+        << ranks << " ranks";
+  }
+}
+
+// A unit may be reduced without having been gathered, behind an update that is still under way; and
+// a step that ends early writes nothing that is held.
+TEST_F(OwnComputeTest, AUnitThatIsOnlyReducedIsUpdatedInTurn) {
+  const auto train_blindly = [&](bool gathers, bool overlaps) {
+    Config config = base_;
+    config.optimizer_state.fill({0, 0, 1});
+    config.slots = 2;
+    config.overlap_update = overlaps;
+    Engine::Options options;
+    options.own_compute = true;
+    engine::Disturbance disturbance;
+    disturbance.delay_seed = 5;
+    Engine engine = EngineTestAccess::make(model(), config, options, disturbance, {});
+    for (int step = 0; step < 6; ++step) {
+      for (int m = 0; m < kMicroBatches; ++m) {
+        for (int unit = 0; unit < kUnits; ++unit) {
+          if (gathers) engine.gather(unit);
+          for (const TensorView& gradient : engine.gradients(unit)) {
+            for (int64_t i = 0; i < gradient.numel(); ++i) {
+              gradient.as<float>()[i] = static_cast<float>(i % 7 + step + unit);
+            }
+          }
+          engine.reduce(unit);
+        }
+      }
+      engine.step(0);
+    }
+    return engine.digest();
+  };
+  const std::string reference = train_blindly(true, false);
+  EXPECT_EQ(train_blindly(false, false), reference);
+  EXPECT_EQ(train_blindly(false, true), reference);
 }
 
 std::string error_of(const std::function<void()>& call) {
@@ -223,6 +264,7 @@ TEST_F(OutOfTurn, AReductionNeedsGradients) {
 
 TEST_F(OutOfTurn, AUnitIsReducedOnceAMicroBatch) {
   for (int m = 0; m < kMicroBatches; ++m) use(engine_, 3, m);
+  EXPECT_THAT(error_of([&] { engine_.reduce(3); }), HasSubstr("call step"));
   EXPECT_THAT(error_of([&] { engine_.gradients(3); }), HasSubstr("call step"));
 }
 
@@ -233,6 +275,22 @@ TEST_F(OutOfTurn, NoMoreUnitsAreHeldThanThereIsRoomFor) {
               }),
               HasSubstr("Options::held_units"));
   EXPECT_EQ(held.size(), 3u);
+}
+
+TEST_F(OutOfTurn, ParametersAreWrittenBetweenSteps) {
+  engine_.gather(0);
+  const std::vector<float> values(5000, 1);
+  EXPECT_THAT(error_of([&] { engine_.write_parameter("unit0.p0", values); }),
+              HasSubstr("middle of a step"));
+}
+
+TEST_F(OutOfTurn, OptionsThatCannotBeAreRefused) {
+  EXPECT_THAT(error_of([&] { make(base_, {}, 0); }), HasSubstr("held_units is below 1"));
+  Config config = base_;
+  config.optimizer_state.fill({0, 0, 1});
+  config.slots = 2;
+  config.speculate = SpeculateChoice::always;
+  EXPECT_THAT(error_of([&] { make(config); }), HasSubstr("strata.speculate cannot be"));
 }
 
 TEST_F(OutOfTurn, OtherVerbsAreOfOtherModels) {

@@ -186,7 +186,11 @@ TEST_F(SpeculationTest, HoldsWhereClippingComesAndGoes) {
   EXPECT_EQ(run(nvme_config(directory_.path()), course).digest, reference.digest);
 }
 
-TEST_F(SpeculationTest, IsTheSameOnRanks) {
+// Whole units, too: in stages below 3 the other ranks gather what a speculation wrote and put back.
+class SpeculationStages : public SpeculationTest, public testing::WithParamInterface<int> {};
+INSTANTIATE_TEST_SUITE_P(Stages, SpeculationStages, testing::Values(0, 1, 2, 3));
+
+TEST_P(SpeculationStages, AreTheSameOnRanks) {
   for (int size = 1; size <= 3; ++size) {
     for (const Course& course : {Course{}, Course{.clipping = 0.5, .overflows = {2}},
                                  Course{.overflows = {0, 3}, .seed = 9}}) {
@@ -198,6 +202,7 @@ TEST_F(SpeculationTest, IsTheSameOnRanks) {
           Config config = nvme_config(directory_.path());
           config.compute_threads = config.optimizer_threads = 1;
           config.comm_timeout_s = 60;
+          config.stage = GetParam();
           if (!speculate) config.speculate = SpeculateChoice::never;
           of_ranks[static_cast<size_t>(world.rank)] = run(config, course, world).digest;
         });

@@ -48,7 +48,9 @@ class Sampler {
     c = base(directory);
     const double on_device = one_of({0.0, 0.0, 0.0, 0.3, 1.0});
     for (TierFractions& kind : c.optimizer_state) kind = fractions(on_device);
-    c.param = on_device > 0 ? TierFractions{1, 0, 0} : fractions(one_of({0.0, 0.0, 0.4, 1.0}));
+    c.stage = one_of({3, 3, 3, 2, 1, 0});
+    const bool whole = on_device > 0 || c.stage < 3;
+    c.param = whole ? TierFractions{1, 0, 0} : fractions(one_of({0.0, 0.0, 0.4, 1.0}));
     c.grad = fractions(0);
     c.activation = fractions(one_of({0.0, 0.0, 0.5, 1.0}));
     c.order = one_of({OrderChoice::plain, OrderChoice::vertical, OrderChoice::automatic});
@@ -91,10 +93,11 @@ class Sampler {
   void describe(Sample& sample) const {
     const Config& c = sample.config;
     sample.description = fmt::format(
-        "seed {}: {} ranks, param {}, grad {}, master {}, exp_avg {}, exp_avg_sq {}, activation "
+        "seed {}: {} ranks, stage {}, param {}, grad {}, master {}, exp_avg {}, exp_avg_sq {}, "
+        "activation "
         "{}, "
         "order {}, overlap {}, slots {}, sub-groups of {}",
-        seed_, sample.ranks, text(c.param), text(c.grad), text(c.optimizer_state[0]),
+        seed_, sample.ranks, c.stage, text(c.param), text(c.grad), text(c.optimizer_state[0]),
         text(c.optimizer_state[1]), text(c.optimizer_state[2]), text(c.activation),
         static_cast<int>(c.order), c.overlap, c.slots, c.sub_group_numel);
   }

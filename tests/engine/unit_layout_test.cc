@@ -73,7 +73,7 @@ TEST_P(LayoutTest, SegmentsCoverTheShardSpaceWithTheSettingsOfParameters) {
 TEST(SegmentTableTest, WithoutGroupsAUnitHasTwoSettingsAtMost) {
   Config config;
   config.optimizer.weight_decay = 0.1;
-  const ModelLayout layout(models::gpt2(testing_support::tiny_gpt2()), 0, 1);
+  const ModelLayout layout(models::gpt2(testing_support::tiny_gpt2()), {});
   EXPECT_EQ(segment_table(layout, config).size(), 6u);  // embedding 1, blocks 2 each, head 1
   config.optimizer.weight_decay = 0;
   EXPECT_EQ(segment_table(layout, config).size(), layout.units().size());

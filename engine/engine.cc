@@ -39,12 +39,8 @@ UnitLease Engine::gather(int unit) {
       [&] { return UnitLease(runtime_.get(), unit, runtime_->gather(unit)); });
 }
 
-std::vector<TensorView> Engine::gradients(int unit) {
-  return runtime_->together([&] {
-    std::vector<TensorView> views;
-    for (const ParameterGrad& gradient : runtime_->gradients(unit)) views.push_back(gradient.view);
-    return views;
-  });
+std::span<const TensorView> Engine::gradients(int unit) {
+  return runtime_->together([&] { return runtime_->gradients(unit); });
 }
 
 void Engine::reduce(int unit) {

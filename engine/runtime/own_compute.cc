@@ -82,13 +82,17 @@ int Runtime::next_micro_batch(int unit) const {
                   unit, micro_batch));
 }
 
-std::span<const ParameterGrad> Runtime::gradients(int unit) {
+std::span<const TensorView> Runtime::gradients(int unit) {
   require_own_compute("gradients", unit);
   begin_own_step();
   await_update(unit);
-  const auto gradients = lander_->prepare(unit, next_micro_batch(unit));
+  auto& views = own_->gradients[static_cast<size_t>(unit)];
+  views.clear();
+  for (const ParameterGrad& gradient : lander_->prepare(unit, next_micro_batch(unit))) {
+    views.push_back(gradient.view);
+  }
   hand_over();
-  return gradients;
+  return views;
 }
 
 void Runtime::reduce(int unit) {

@@ -141,6 +141,7 @@ void Runtime::build(const Disturbance& disturbance) {
     own_ = std::make_unique<OwnCompute>(
         OwnCompute{RecordedGathers(units, plan_->step.window_numel.size(), config_.overlap),
                    std::vector<int>(units, 0),
+                   std::vector<std::vector<TensorView>>(units),
                    0,
                    false,
                    {}});

@@ -60,7 +60,7 @@ class Runtime {
   // As Engine's verbs around compute of one's own.
   std::span<const TensorView> gather(int unit);
   void let_go(int unit);
-  std::span<const ParameterGrad> gradients(int unit);
+  std::span<const TensorView> gradients(int unit);
   void reduce(int unit);
   StepResult step(double loss);
   void* stream() const { return compute_->native_handle(); }
@@ -108,9 +108,10 @@ class Runtime {
   // Where the caller computes.
   struct OwnCompute {
     RecordedGathers gathers;
-    std::vector<int> reduced;  // by unit: micro-batches of this step
-    int held = 0;              // leases
-    bool begun = false;        // the step
+    std::vector<int> reduced;                        // by unit: micro-batches of this step
+    std::vector<std::vector<TensorView>> gradients;  // by unit
+    int held = 0;                                    // leases
+    bool begun = false;                              // the step
     StepAccount account;
   };
 

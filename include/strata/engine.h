@@ -143,8 +143,9 @@ class Engine {
   // anew.
   UnitLease gather(int unit);
   // Where a unit's gradients of the micro-batch go, as its parameters are declared: every element
-  // of those that are trainable is written, by the mean loss times loss_scale().
-  std::vector<TensorView> gradients(int unit);
+  // of those that are trainable is written, by the mean loss times loss_scale(). Frozen ones have
+  // null views. They hold until reduce().
+  std::span<const TensorView> gradients(int unit);
   // They are complete; what they were in is the engine's again.
   void reduce(int unit);
   // Updates the parameters, once each unit was reduced Config::accumulation_steps times. `loss` is

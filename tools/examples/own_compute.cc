@@ -55,7 +55,7 @@ Matrix dense(const Matrix& x, int in, int out, const strata::UnitLease& layer) {
 
 // Every element of the layer's gradients.
 void dense_gradients(const Matrix& x, int in, const Matrix& y_grad, int out,
-                     const std::vector<strata::TensorView>& gradients) {
+                     std::span<const strata::TensorView> gradients) {
   auto* weight = gradients[0].as<float>();
   auto* bias = gradients[1].as<float>();
   for (int o = 0; o < out; ++o) {

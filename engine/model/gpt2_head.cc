@@ -1,9 +1,9 @@
 #include <algorithm>
 
-#include "engine/model/carver.h"
 #include "engine/model/gpt2_layers.h"
 #include "engine/model/views.h"
-#include "kernels/ops/layer_ops.h"
+#include "strata/carver.h"
+#include "strata/layer_ops.h"
 
 namespace strata::models {
 namespace {

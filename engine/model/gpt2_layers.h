@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/ops/dropout.h"
+#include "strata/dropout.h"
 #include "strata/layer.h"
 #include "strata/model.h"
 

@@ -1,8 +1,8 @@
 // Small conversions between a layer's views and those of operations.
 #pragma once
 
-#include "kernels/ops/layer_ops.h"
 #include "strata/layer.h"
+#include "strata/layer_ops.h"
 
 namespace strata::models {
 

@@ -8,10 +8,10 @@
 
 #include "engine/runtime/program.h"
 #include "engine/zero/unit_layout.h"
-#include "kernels/ops/layer_ops.h"
 #include "offload/optimizer_pipeline.h"
 #include "offload/training_state.h"
 #include "strata/config.h"
+#include "strata/layer_ops.h"
 #include "strata/model.h"
 #include "strata/plan.h"
 #include "strata/world.h"

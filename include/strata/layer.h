@@ -18,7 +18,7 @@
 namespace strata {
 
 namespace ops {
-class LayerOps;
+class LayerOps;  // strata/layer_ops.h: what forward and backward compute with
 }
 
 // How a parameter starts, from the run's seed, the parameter's name and the element's index alone.

@@ -25,18 +25,9 @@
 #include <cstdint>
 
 #include "kernels/ops/random.h"
-#include "strata/random_key.h"
+#include "strata/dropout.h"
 
 namespace strata::ops {
-
-// One place in a layer where elements are dropped, in one pass over one micro-batch.
-struct DropoutSite {
-  double probability = 0;  // in [0, 1); below 2^-17 nothing is dropped
-  RandomKey key = {};      // key.layer < 2^24
-  uint8_t site = 0;        // tells a layer's places apart
-
-  constexpr bool drops() const { return probability >= 0x1p-17; }
-};
 
 // What kernels compute with.
 struct DropoutStream {

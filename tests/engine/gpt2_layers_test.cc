@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstdlib>
 
-#include "engine/model/carver.h"
+#include "strata/carver.h"
 #include "strata/error.h"
 #include "tests/engine/gpt2_harness.h"
 

@@ -17,7 +17,8 @@
 #include <vector>
 
 #include "engine/runtime/lr_schedule.h"
-#include "kernels/ops/layer_ops.h"
+#include "kernels/device/device.h"
+#include "strata/layer_ops.h"
 #include "tests/engine/tiny_run.h"
 
 namespace strata {

@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "kernels/device/device.h"
 #include "kernels/ops/optimizer_ops.h"
 
 namespace strata::testing_support {

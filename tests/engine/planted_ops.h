@@ -10,7 +10,7 @@
 #include <string_view>
 #include <vector>
 
-#include "kernels/ops/layer_ops.h"
+#include "strata/layer_ops.h"
 
 namespace strata::testing_support {
 

@@ -1,0 +1,163 @@
+// The mathematics of layers on tensor views, as an interface every device implements.
+//
+// A call enqueues work on the queue given at construction and returns. Views lie in that device's
+// memory and stay valid until the work is done. dtype is fp32, bf16 or fp16 for activations,
+// weights and local gradients alike; sums and non-linear functions are computed in fp32, and each
+// output is rounded once (to nearest even; what fp16 cannot hold becomes infinite). "accumulate"
+// adds to what the output holds, in fp32, with one rounding; otherwise the output is overwritten.
+//
+// The same bits come out for the same inputs and number of threads.
+//
+// Enqueueing is for one thread at a time, as on the queue. Calls throw Error when views do not fit
+// each other. Workspaces are aligned to 64 bytes and hold nothing between calls. The first
+// *_workspace_bytes of a shape may wait for the queue, where what that shape needs is prepared.
+// Tokens or targets outside the vocabulary fail the work, and so poison the queue.
+//
+// Shapes: B batch, T sequence, N = B*T rows, C channels, H heads, D = C/H, V vocabulary.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "strata/dropout.h"
+#include "strata/dtype.h"
+#include "strata/tensor.h"
+
+namespace strata {
+class Queue;
+}
+
+namespace strata::ops {
+
+struct GradOutput {
+  TensorView view;  // null view: this gradient is not wanted
+  bool accumulate = false;
+};
+
+class LayerOps {
+ public:
+  virtual ~LayerOps() = default;
+
+  virtual Queue& queue() = 0;
+
+  // out (N, C) = token_table[tokens[n]] + position_table[n % T].
+  struct Embedding {
+    TensorView tokens;               // (B, T) int32, each in [0, V)
+    TensorView token_table;          // (V, C)
+    TensorView position_table = {};  // (>= T, C); null view: none
+    TensorView out;                  // (N, C)
+  };
+  virtual void embedding_forward(const Embedding& op) = 0;
+  struct EmbeddingBackward {
+    TensorView tokens;    // (B, T) int32
+    TensorView out_grad;  // (N, C)
+    // Unless accumulating, rows of tokens and positions that do not occur become zero.
+    GradOutput token_table = {};     // (V, C)
+    GradOutput position_table = {};  // (>= T, C)
+  };
+  virtual void embedding_backward(const EmbeddingBackward& op) = 0;
+
+  // out = (x - mean) * rstd * weight + bias over the last dimension.
+  struct LayerNorm {
+    TensorView x, weight, bias;  // (N, C), (C), (C)
+    TensorView out;              // (N, C)
+    TensorView mean, rstd;       // (N) fp32, written for backward
+    float eps = 1e-5f;
+  };
+  virtual void layer_norm_forward(const LayerNorm& op) = 0;
+  struct LayerNormBackward {
+    TensorView x, weight, mean, rstd, out_grad;
+    TensorView x_grad;              // (N, C)
+    TensorView residual_grad = {};  // (N, C), added into x_grad; null view: none. May be x_grad
+    GradOutput weight_grad = {}, bias_grad = {};
+    TensorView workspace;  // layer_norm_workspace_bytes
+  };
+  virtual void layer_norm_backward(const LayerNormBackward& op) = 0;
+  virtual size_t layer_norm_workspace_bytes(int64_t rows, int64_t channels) const = 0;
+
+  // out (N, O) = x (N, I) . weight + bias (+ residual). Weight is (I, O) as in GPT-2's Conv1D, or
+  // (O, I) when `weight_transposed`.
+  struct Linear {
+    TensorView x, weight;
+    TensorView bias = {};      // (O); null view: none
+    TensorView residual = {};  // (N, O); null view: none. May be `out`
+    TensorView out;
+    bool weight_transposed = false;
+    TensorView workspace;  // linear_workspace_bytes
+  };
+  virtual void linear_forward(const Linear& op) = 0;
+  struct LinearBackward {
+    TensorView x, weight, out_grad;
+    TensorView x_grad = {};  // null view: not wanted
+    GradOutput weight_grad = {}, bias_grad = {};
+    bool weight_transposed = false;
+    TensorView workspace;
+  };
+  virtual void linear_backward(const LinearBackward& op) = 0;
+  // Enough for forward and backward of that shape.
+  virtual size_t linear_workspace_bytes(DType dtype, int64_t rows, int64_t in, int64_t out,
+                                        bool weight_transposed) const = 0;
+
+  // GELU with the tanh approximation (Hendrycks & Gimpel 2016), HF's "gelu_new".
+  struct Gelu {
+    TensorView x, out;
+  };
+  virtual void gelu_forward(const Gelu& op) = 0;
+  struct GeluBackward {
+    TensorView x, out_grad, x_grad;  // x_grad may be out_grad
+  };
+  virtual void gelu_backward(const GeluBackward& op) = 0;
+
+  // out = residual + x * m, m being 0 where the site drops an element and 1 / (1 - p) elsewhere; x
+  // is multiplied, so that what is not a number stays so. Backward of x is the same, of gradients
+  // and without residual. Its bits do not depend on threads or instruction set.
+  struct Dropout {
+    TensorView x;
+    TensorView residual = {};  // null view: none
+    TensorView out;            // may be x or residual
+    DropoutSite site = {};
+  };
+  virtual void dropout(const Dropout& op) = 0;
+
+  // Causal multi-head attention with scale 1/sqrt(D) over packed q, k, v. Dropout is of the
+  // probabilities; backward is given the same site.
+  struct Attention {
+    TensorView qkv;        // (B, T, 3C): q, k, v, each H heads of D
+    TensorView out;        // (B, T, C)
+    TensorView saved;      // attention_saved_bytes, kept for backward
+    TensorView workspace;  // attention_workspace_bytes
+    int64_t heads = 1;
+    DropoutSite dropout = {};
+  };
+  virtual void attention_forward(const Attention& op) = 0;
+  struct AttentionBackward {
+    TensorView qkv, out, out_grad, saved;
+    TensorView qkv_grad;  // (B, T, 3C)
+    TensorView workspace;
+    int64_t heads = 1;
+    DropoutSite dropout = {};
+  };
+  virtual void attention_backward(const AttentionBackward& op) = 0;
+  virtual size_t attention_saved_bytes(DType dtype, const Shape& qkv, int64_t heads) const = 0;
+  virtual size_t attention_workspace_bytes(DType dtype, const Shape& qkv, int64_t heads) const = 0;
+
+  // Mean cross-entropy of logits against targets over N rows; rows with target -1 do not count, and
+  // where no row counts the loss and its gradient are zero.
+  // Writes *loss (a double in device memory) and, when wanted, logits_grad = d(loss * loss_scale) /
+  // d(logits).
+  struct CrossEntropy {
+    TensorView logits;            // (N, V)
+    TensorView targets;           // (N) int32
+    TensorView logits_grad = {};  // (N, V); null view: not wanted. May be `logits`
+    double* loss = nullptr;
+    float loss_scale = 1;
+    TensorView workspace;  // cross_entropy_workspace_bytes
+  };
+  virtual void cross_entropy(const CrossEntropy& op) = 0;
+  virtual size_t cross_entropy_workspace_bytes(int64_t rows) const = 0;
+
+  // What matrices of `dtype` are multiplied in: another one where the device has no such products.
+  virtual DType product_dtype(DType dtype) const = 0;
+};
+
+}  // namespace strata::ops

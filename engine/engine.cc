@@ -58,6 +58,10 @@ double Engine::evaluate(std::span<const Batch> micro_batches) {
   return runtime_->together([&] { return runtime_->evaluate(micro_batches); });
 }
 
+std::vector<float> Engine::scores(const Batch& batch) {
+  return runtime_->together([&] { return runtime_->scores(batch); });
+}
+
 std::vector<float> Engine::next_token_scores(std::span<const int32_t> tokens) {
   return runtime_->together([&] { return runtime_->next_token_scores(tokens); });
 }

@@ -134,11 +134,20 @@ void check_shape(const PlanInput& input) {
   if (shape.batch <= 0 || shape.sequence <= 0) {
     throw ConfigError("a micro-batch needs at least one row and one token a row");
   }
-  if (shape.sequence > input.model.max_sequence) {
+  if (input.model.max_sequence > 0 && shape.sequence > input.model.max_sequence) {
     throw ConfigError(
         fmt::format("a row of {} tokens is longer than the model's {} positions: shorten the "
                     "rows or raise n_positions",
                     shape.sequence, input.model.max_sequence));
+  }
+}
+
+void check_model_inputs(const Model& model) {
+  if (model.vocab_size < 0 || model.features < 0 || model.classes < 0) {
+    throw ConfigError("a model's vocab_size, features and classes are 0 or more");
+  }
+  if (model.vocab_size == 0 && model.features == 0) {
+    throw ConfigError("the model takes neither tokens nor features: set vocab_size or features");
   }
 }
 
@@ -165,6 +174,7 @@ void check(const PlanInput& input) {
     check_own_compute(input);
   } else {
     check_shape(input);
+    check_model_inputs(input.model);
   }
 }
 

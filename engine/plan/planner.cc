@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "engine/plan/advice.h"
+#include "engine/plan/batch_views.h"
 #include "engine/plan/check.h"
 #include "engine/plan/host_share.h"
 #include "engine/plan/state_placement.h"
@@ -52,6 +53,8 @@ class Planner {
               .staging = {},
               .activations = {},
               .micro_batches = static_cast<int>(input.config.accumulation_steps),
+              .batch_bytes =
+                  BatchViews(nullptr, input.model, input.micro_batch, input.config.dtype).bytes,
               .order = order,
               .sums = gradient_sums(input, order),
               .access = {},
@@ -360,8 +363,7 @@ class Planner {
     PlanSummary& summary = plan_.summary;
     const ActivationLayout& activations = plan_.activations;
     const auto micro_batches = static_cast<uint64_t>(input_.config.accumulation_steps);
-    const uint64_t token_bytes =
-        micro_batches * static_cast<uint64_t>(input_.micro_batch.tokens()) * 2 * sizeof(int32_t);
+    const uint64_t batch_bytes = micro_batches * plan_.batch_bytes;
     const auto device_grains = static_cast<uint64_t>(plan_.state.grad.range(Tier::device).grains());
     plan_.reduced_bytes = reduced_bytes();
     plan_.reduce_scratch_bytes = reduce_scratch_bytes();
@@ -384,13 +386,13 @@ class Planner {
         static_cast<uint64_t>(plan_.step.output_grads) * activations.output_grad_bytes);
     add(Tier::device, StateKind::activation, reserved::kSaved, activations.saved_bytes);
     add(Tier::device, StateKind::activation, reserved::kWorkspace, activations.workspace_bytes);
-    add(Tier::device, StateKind::other, reserved::kTokens, token_bytes);
+    add(Tier::device, StateKind::other, reserved::kBatches, batch_bytes);
     add(Tier::device, StateKind::other, reserved::kLoss, micro_batches * sizeof(double));
     add(Tier::device, StateKind::other, reserved::kDeviceGrainSums, device_grains * sizeof(double));
-    add(Tier::host, StateKind::other, reserved::kTokenStaging, token_bytes);
+    add(Tier::host, StateKind::other, reserved::kBatchStaging, batch_bytes);
     add(Tier::host, StateKind::other, reserved::kLossReadback, micro_batches * sizeof(double));
     add(Tier::host, StateKind::other, reserved::kScoresReadback,
-        static_cast<uint64_t>(input_.model.vocab_size) * element_bytes_);
+        static_cast<uint64_t>(input_.model.target_classes()) * element_bytes_);
     add(Tier::host, StateKind::grad, reserved::kLanding, 2 * plan_.landing_bytes);
     add(Tier::host, StateKind::other, reserved::kGrainSums,
         static_cast<uint64_t>(plan_.layout.trainable_grains()) * sizeof(double));

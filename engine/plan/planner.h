@@ -73,6 +73,7 @@ struct Plan {
   offload::StagingLayout staging;
   ActivationLayout activations;
   int micro_batches = 1;
+  uint64_t batch_bytes = 0;  // of a micro-batch's tokens, targets and features (BatchViews)
   UnitOrder order = UnitOrder::plain;
   GradientSums sums = GradientSums::none;
   std::vector<ParameterAccess> access;  // by unit, in a step
@@ -122,8 +123,8 @@ inline constexpr const char* kLocalGrads = "local gradients";
 inline constexpr const char* kGradSums = "gradient sums";
 inline constexpr const char* kReducedGrads = "reduced gradients";
 inline constexpr const char* kReduceScratch = "reduce scratch";
-inline constexpr const char* kTokens = "tokens";
-inline constexpr const char* kTokenStaging = "token staging";
+inline constexpr const char* kBatches = "batches";
+inline constexpr const char* kBatchStaging = "batch staging";
 inline constexpr const char* kBoundary = "boundary activations";
 inline constexpr const char* kOutputGrads = "activation gradients";
 inline constexpr const char* kSaved = "saved activations";

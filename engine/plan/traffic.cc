@@ -65,8 +65,7 @@ void add_reduce(const Plan& plan, const Unit& unit, int micro_batch, LinkBytes& 
 
 LinkBytes program_traffic(const Plan& plan, const Program& program, int64_t micro_batches) {
   LinkBytes traffic = {};
-  bytes_over(Activity::h2d, traffic) +=
-      static_cast<uint64_t>(micro_batches * plan.micro_batch.tokens()) * 2 * sizeof(int32_t);
+  bytes_over(Activity::h2d, traffic) += static_cast<uint64_t>(micro_batches) * plan.batch_bytes;
   bytes_over(Activity::d2h, traffic) += static_cast<uint64_t>(micro_batches) * sizeof(double);
   for (const Action& action : program.actions) {
     const Unit& unit = plan.layout.units()[static_cast<size_t>(action.unit)];

@@ -17,6 +17,7 @@ uint64_t fingerprint(const Model& model, const Config& config, const Plan& plan,
     ((fmt::format_to(std::back_inserter(text), "{} ", values)), ...);
   };
   add(model.description, data_hash, plan.commits());
+  add(model.vocab_size, model.features, model.classes);
   for (const auto& layer : model.layers) {
     add(layer->name());
     for (const Parameter& p : layer->parameters()) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "engine/plan/batch_views.h"
 #include "engine/runtime/cpu_binding.h"
 #include "engine/runtime/fingerprint.h"
 #include "strata/clock.h"
@@ -89,8 +90,8 @@ void Runtime::build(const Disturbance& disturbance) {
                                             held_units_}));
   compare_with_peers();
   tiers_ = std::make_unique<offload::TierManager>(*device_, plan_->summary);
-  tokens_ = tiers_->claim(reserved::kTokens);
-  token_staging_ = tiers_->claim(reserved::kTokenStaging);
+  batches_ = tiers_->claim(reserved::kBatches);
+  batch_staging_ = tiers_->claim(reserved::kBatchStaging);
   output_grads_ = tiers_->claim(reserved::kOutputGrads);
   saved_ = tiers_->claim(reserved::kSaved);
   workspace_ = tiers_->claim(reserved::kWorkspace);
@@ -201,41 +202,6 @@ std::span<const double> Runtime::of_all_ranks(std::span<const double> mine) {
   return all;
 }
 
-void Runtime::check_batches(std::span<const Batch> batches, size_t expected) const {
-  if (batches.size() != expected) {
-    throw ConfigError(
-        fmt::format("a step takes {} micro-batches and was given {}", expected, batches.size()));
-  }
-  const auto tokens = static_cast<size_t>(shape_.tokens());
-  for (const Batch& batch : batches) {
-    if (batch.shape != shape_ || batch.tokens.size() != tokens || batch.targets.size() != tokens) {
-      throw ConfigError(fmt::format("a micro-batch is {} rows of {} tokens and as many targets",
-                                    shape_.batch, shape_.sequence));
-    }
-    const auto bad = [&](int32_t id, int32_t least) {
-      return id < least || id >= model_.vocab_size;
-    };
-    for (size_t i = 0; i < tokens; ++i) {
-      if (bad(batch.tokens[i], 0) || bad(batch.targets[i], -1)) {
-        throw ConfigError(fmt::format("token {} or target {} is outside the vocabulary of {}",
-                                      batch.tokens[i], batch.targets[i], model_.vocab_size));
-      }
-    }
-  }
-}
-
-void Runtime::upload_tokens(std::span<const Batch> batches) {
-  auto* staging = token_staging_.as<int32_t>();
-  for (const Batch& batch : batches) {
-    staging = std::copy(batch.tokens.begin(), batch.tokens.end(), staging);
-    staging = std::copy(batch.targets.begin(), batch.targets.end(), staging);
-  }
-  const auto bytes = static_cast<size_t>(staging - token_staging_.as<int32_t>()) * sizeof(int32_t);
-  copy_in_->copy(tokens_.data(), token_staging_.data(), bytes, CopyDirection::host_to_device,
-                 {StateKind::other, -1, "tokens"});
-  compute_->wait(copy_in_->record(), {StateKind::other, -1, "compute waits for tokens"});
-}
-
 TensorView Runtime::output(int unit, int place) const {
   if (place < 0) return {nullptr, config_.dtype, {}};
   const auto& layout = plan_->activations.units[static_cast<size_t>(unit)];
@@ -253,14 +219,14 @@ TensorView Runtime::output_grad(int unit, int place) const {
 LayerContext Runtime::layer_context(const Action& action,
                                     std::span<const TensorView> params) const {
   const auto& layout = plan_->activations.units[static_cast<size_t>(action.unit)];
-  const Shape rows = {shape_.batch, shape_.sequence};
-  const auto token_bytes = static_cast<size_t>(shape_.tokens()) * sizeof(int32_t);
-  // Each micro-batch's tokens are followed by its targets.
-  std::byte* tokens = tokens_.data() + static_cast<size_t>(action.micro_batch) * 2 * token_bytes;
+  const BatchViews batch(
+      batches_.data() + static_cast<uint64_t>(action.micro_batch) * plan_->batch_bytes, model_,
+      shape_, config_.dtype);
   return {.ops = *layer_ops_,
           .batch = shape_,
-          .tokens = {tokens, DType::int32, rows},
-          .targets = {tokens + token_bytes, DType::int32, rows},
+          .tokens = batch.tokens,
+          .targets = batch.targets,
+          .features = batch.features,
           .input = output(action.unit - 1, action.input),
           .params = params,
           .saved = saved_.data() + layout.saved_offset +

@@ -67,6 +67,7 @@ class Runtime {
   double loss_scale() const { return loss_scaler_.scale(); }
 
   double evaluate(std::span<const Batch> micro_batches);
+  std::vector<float> scores(const Batch& batch);
   std::vector<float> next_token_scores(std::span<const int32_t> tokens);
   // Waits for all that the last step left under way; throws what failed.
   void settle();
@@ -123,6 +124,7 @@ class Runtime {
   std::span<const double> of_all_ranks(std::span<const double> mine);
   // Throws when other bytes moved since `before` than were planned.
   void check_traffic(const LinkBytes& before, const LinkBytes& planned) const;
+  void check_batch(const Batch& batch) const;
   void check_batches(std::span<const Batch> batches, size_t expected) const;
   StepAccount begin_step();
   // `losses` is the sum over this rank's micro-batches.
@@ -132,8 +134,12 @@ class Runtime {
   void await_update(int unit);
   int next_micro_batch(int unit) const;
   void hand_over();
+  void require_layers_compute() const;
   double evaluate(const Batch& batch);  // its mean loss
-  void upload_tokens(std::span<const Batch> batches);
+  // Of the last evaluated batch: all, as Layer::scores has them, and `rows` of them.
+  TensorView scores_view() const;
+  std::vector<float> read_scores(int64_t first_row, int64_t rows);
+  void upload(std::span<const Batch> batches);
   void execute(const Program& program, bool training);
   void forward(const Action& action, bool training);
   void backward(const Action& action);
@@ -187,7 +193,7 @@ class Runtime {
   std::unique_ptr<Plan> plan_;
   std::unique_ptr<offload::TierManager> tiers_;
 
-  offload::Arena tokens_, token_staging_;
+  offload::Arena batches_, batch_staging_;
   offload::Arena output_grads_, saved_, workspace_;
   offload::Arena losses_, loss_readback_, scores_readback_;
 

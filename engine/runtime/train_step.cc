@@ -24,7 +24,7 @@ StepResult Runtime::train_step(std::span<const Batch> micro_batches) {
   }
   check_batches(micro_batches, static_cast<size_t>(config_.accumulation_steps));
   const StepAccount account = begin_step();
-  upload_tokens(micro_batches);
+  upload(micro_batches);
   execute(plan_->step, /*training=*/true);
   StepResult result = finish_step(account, read_losses(micro_batches.size()));
   check_traffic(account.moved_before, planned(result));

@@ -154,12 +154,15 @@ class Engine {
   double loss_scale() const;  // 1 but in fp16
   void* stream() const;       // cudaStream_t; null on the host device
 
-  // Mean loss over the batches' tokens, of all ranks; changes nothing. Every rank gives as many
+  // Mean loss over the batches' targets, of all ranks; changes nothing. Every rank gives as many
   // batches.
   double evaluate(std::span<const Batch> micro_batches);
 
-  // Scores (logits), one for each token of the vocabulary, of what follows `tokens`, 1 to a row of
-  // them; ranks give the same ones. Throws ConfigError for others, and for a model without scores.
+  // Scores (logits) of a batch of this rank's own, (B*T, V) row by row; V is
+  // Model::target_classes(). Changes nothing. Throws ConfigError for a model without scores.
+  std::vector<float> scores(const Batch& batch);
+  // Scores, one for each token of the vocabulary, of what follows `tokens`, 1 to a row of them;
+  // ranks give the same ones. Throws ConfigError for others, and for a model without scores.
   std::vector<float> next_token_scores(std::span<const int32_t> tokens);
 
   // Hash of the training state (master, moments, parameters, loss scale, step) in logical order:

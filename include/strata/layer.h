@@ -45,9 +45,10 @@ struct LayerFootprint {
 struct LayerContext {
   ops::LayerOps& ops;
   BatchShape batch;
-  TensorView tokens;   // (B, T) int32
-  TensorView targets;  // (B, T) int32
-  TensorView input;    // (B*T, C) output of the layer before; null view in the first layer
+  TensorView tokens;    // (B, T) int32; null view, as the next two, where the model takes none
+  TensorView targets;   // (B, T) int32
+  TensorView features;  // (B*T, F) in the model's dtype
+  TensorView input;     // (B*T, C) output of the layer before; null view in the first layer
   std::span<const TensorView> params;  // own parameters as declared, then shared ones
   std::byte* saved = nullptr;          // saved_bytes, without training too; 64-byte aligned
   std::byte* workspace = nullptr;      // workspace_bytes; 64-byte aligned
@@ -68,8 +69,8 @@ struct ParameterGrad {
 };
 
 struct LayerBackward : LayerContext {
-  TensorView output_grad;                // (B*T, C); null view in the last layer
-  TensorView input_grad;                 // (B*T, C); null view in the first layer
+  TensorView output_grad;  // (B*T, C), may be overwritten; null view in the last layer
+  TensorView input_grad;   // (B*T, C); null view in the first layer
   std::span<const ParameterGrad> grads;  // as params
 };
 
@@ -88,8 +89,8 @@ class Layer {
   virtual LayerFootprint footprint(const ops::LayerOps& ops, const BatchShape& batch,
                                    DType dtype) const = 0;
   virtual void forward(const LayerForward& context) const = 0;
-  // Where a forward of the last layer that was not for training left its scores (logits), (N, V),
-  // in the saved bytes; a null view for layers that have none.
+  // Where a forward of the last layer that was not for training left its scores (logits), (B*T, V)
+  // in the model's dtype, in the saved bytes; a null view for layers that have none.
   virtual TensorView scores(const LayerContext& /*context*/) const { return {}; }
   // Runs after a forward (or a recomputation) of the same micro-batch with the same saved bytes.
   virtual void backward(const LayerBackward& context) const = 0;

@@ -12,11 +12,16 @@ namespace strata {
 
 // Immutable; layers run in order, the last one computes the loss.
 struct Model {
-  std::string description;  // one line for people
-  int64_t vocab_size = 0;   // token ids are below this
-  int64_t max_sequence = 0;
-  std::vector<std::shared_ptr<const Layer>> layers;
+  std::string description;   // one line for people
+  int64_t vocab_size = 0;    // token ids are below this; 0: it takes no tokens
+  int64_t features = 0;      // columns F of Batch::features; 0: it takes none
+  int64_t classes = 0;       // targets are below this; 0: below vocab_size
+  int64_t max_sequence = 0;  // of a row; 0: any
+  std::vector<std::shared_ptr<const Layer>> layers = {};
 
+  // What targets are below, and the columns V of scores. 0: it takes no targets (what it should
+  // predict may be among the features).
+  int64_t target_classes() const { return classes > 0 ? classes : vocab_size; }
   int64_t num_parameters() const;
 };
 

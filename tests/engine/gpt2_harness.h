@@ -164,6 +164,7 @@ class Gpt2Harness {
             batch,
             {tokens.data(), DType::int32, ids},
             {targets.data(), DType::int32, ids},
+            {},
             i > 0 ? boundary(i - 1, boundaries[i - 1]) : TensorView{},
             params,
             saved[i].data(),

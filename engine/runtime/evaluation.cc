@@ -8,7 +8,6 @@
 #include "strata/error.h"
 
 namespace strata::engine {
-
 namespace {
 
 // What its mean loss is the mean over: targets that count, or all its rows without targets.
@@ -58,8 +57,8 @@ double Runtime::evaluate(std::span<const Batch> micro_batches) {
 TensorView Runtime::scores_view() const {
   const Action last{Action::Op::forward, static_cast<int>(model_.layers.size()) - 1};
   const TensorView scores = model_.layers.back()->scores(layer_context(last, {}));
-  if (!scores) throw ConfigError("the model's last layer gives no scores");
   const Shape expected = {shape_.tokens(), model_.target_classes()};
+  if (!scores || expected[1] == 0) throw ConfigError("the model's last layer gives no scores");
   if (scores.shape != expected || scores.dtype != config_.dtype) {
     throw ConfigError(fmt::format("Layer::scores of '{}' should give a matrix of {} by {} in {}",
                                   model_.layers.back()->name(), expected[0], expected[1],

@@ -1,5 +1,5 @@
-// Where a layer drops elements. No mask is stored: what is dropped is a pure function of the site, so
-// that backward and a recomputation find the same elements with the same site.
+// Where a layer drops elements. No mask is stored: what is dropped is a pure function of the site,
+// so that backward and a recomputation find the same elements.
 #pragma once
 
 #include <cstdint>

@@ -263,6 +263,7 @@ TEST_F(OwnModelTest, LearnsWithoutTargets) {
   const double before = engine.evaluate(views(data));
   for (int step = 0; step < 100; ++step) engine.train_step(views(data));
   EXPECT_LT(engine.evaluate(views(data)), 0.1 * before);
+  EXPECT_THAT(error_of([&] { engine.scores(data[0].view()); }), HasSubstr("gives no scores"));
 }
 
 TEST_F(OwnModelTest, RefusesModelsThatLackSomething) {

@@ -19,8 +19,7 @@ using namespace strata;
 constexpr int kSpirals = 3, kHidden = 64, kPoints = 3000, kSteps = 600;
 
 constexpr const char* kConfig = R"({
-  "train_micro_batch_size_per_gpu": 64,
-  "optimizer": {"type": "AdamW", "params": {"lr": 3e-3}},
+  "train_micro_batch_size_per_gpu": 64, "optimizer": {"type": "AdamW", "params": {"lr": 3e-3}},
   "zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}})";
 
 // y = x . weight + bias is saved for backward; the output is gelu(y), in the last layer y's loss.
@@ -87,8 +86,9 @@ int main() {
   const auto count = static_cast<size_t>(config.micro_batch);
   std::vector<float> points(2 * count);
   std::vector<int32_t> spirals(count);
-  const Batch batch{{config.micro_batch, 1}, {}, spirals, points};  // a view of the two
-  const auto draw = [&](size_t i, int64_t number) {                 // the same for each number
+  const Batch batch{{config.micro_batch, 1}, {}, spirals, points};
+  // Row i of what the batch views becomes a point, the same one each time for its number.
+  const auto draw = [&](size_t i, int64_t number) {
     std::mt19937 random(static_cast<unsigned>(number));
     const float radius = std::uniform_real_distribution<float>(0.05f, 1)(random);
     spirals[i] = static_cast<int32_t>(number % kSpirals);
@@ -96,7 +96,6 @@ int main() {
     points[2 * i] = radius * std::cos(angle);
     points[2 * i + 1] = radius * std::sin(angle);
   };
-
   Sampler sampler(kPoints, config.seed, world);
   std::vector<Sampler::Row> rows(count);
   for (int step = 1; step <= kSteps; ++step) {
@@ -108,11 +107,11 @@ int main() {
 
   for (size_t i = 0; i < count; ++i) draw(i, kPoints + static_cast<int64_t>(i));  // unseen so far
   const double loss = engine.evaluate({&batch, 1});
-  const std::vector<float> scores = engine.scores(batch);
-  double right = 0;
+  const auto scores = engine.scores(batch);
+  int right = 0;
   for (size_t i = 0; i < count; ++i) {
     const float* row = &scores[i * kSpirals];
-    right += std::max_element(row, row + kSpirals) - row == spirals[i] ? 1 : 0;
+    if (std::max_element(row, row + kSpirals) - row == spirals[i]) ++right;
   }
   const double accuracy = right / static_cast<double>(count);
   if (world.rank == 0) std::printf("unseen: loss %.4f, accuracy %.3f\n", loss, accuracy);

@@ -9,6 +9,7 @@
 #include "engine/plan/batch_views.h"
 #include "engine/plan/check.h"
 #include "engine/plan/host_share.h"
+#include "engine/plan/reservations.h"
 #include "engine/plan/state_placement.h"
 #include "engine/plan/step_time.h"
 #include "engine/plan/sub_group_order.h"
@@ -20,19 +21,10 @@
 namespace strata::engine {
 namespace {
 
-constexpr uint64_t kPieceAlignBytes = 4096;
 constexpr int64_t kTransferGrains = 4 * offload::kTransferAlignGrains;  // 4 MiB of fp32
 // What the process grows by on top of its reservations while it trains: code generated for matrix
 // products, thread stacks, queues, the pages of libraries that are first used then.
 constexpr uint64_t kGrowthBytes = uint64_t{96} << 20;
-
-uint64_t align_up(uint64_t bytes) {
-  return (bytes + kPieceAlignBytes - 1) / kPieceAlignBytes * kPieceAlignBytes;
-}
-
-int64_t sum(const std::vector<int64_t>& values) {
-  return std::accumulate(values.begin(), values.end(), int64_t{0});
-}
 
 const PlanInput& checked(const PlanInput& input) {
   check(input);
@@ -90,20 +82,10 @@ class Planner {
   uint64_t& needed(Tier tier) { return plan_.summary.needed_bytes[static_cast<size_t>(tier)]; }
   uint64_t& budget(Tier tier) { return plan_.summary.budget_bytes[static_cast<size_t>(tier)]; }
 
-  static int64_t widest_channels(const Model& model) {
-    int64_t widest = 0;
-    for (const auto& layer : model.layers) widest = std::max(widest, layer->output_channels());
-    return widest;
-  }
   // "auto" as Hugging Face's Trainer fills it in.
   static int64_t persistent_numel(const PlanInput& input) {
     const int64_t asked = input.config.persistent_numel;
     return asked == Config::kAutoNumel ? 10 * widest_channels(input.model) : asked;
-  }
-  int64_t prefetch_numel() const {
-    const int64_t asked = input_.config.prefetch_numel;
-    const int64_t widest = widest_channels(input_.model);
-    return asked == Config::kAutoNumel ? widest * widest * 9 / 10 : asked;
   }
 
   // What adds up over micro-batches before it lands.
@@ -153,8 +135,8 @@ class Planner {
       unit.footprint = layer->footprint(input_.ops, input_.micro_batch, input_.config.dtype);
       unit.output_channels = layer->output_channels();
       unit.output_bytes =
-          align_up(static_cast<uint64_t>(input_.micro_batch.tokens() * unit.output_channels) *
-                   element_bytes_);
+          whole_pages(static_cast<uint64_t>(input_.micro_batch.tokens() * unit.output_channels) *
+                      element_bytes_);
       widest = std::max(widest, unit.output_bytes);
       activations.workspace_bytes =
           std::max<uint64_t>(activations.workspace_bytes, unit.footprint.workspace_bytes);
@@ -198,7 +180,7 @@ class Planner {
   void take(const HostShare& share) {
     host_ = share;
     place();
-    reserve();
+    reserve(input_, host_, plan_);
   }
 
   // Staging buffers that help go before state that stays.
@@ -252,7 +234,7 @@ class Planner {
   void rebuild() {
     place_saved();
     make_programs();
-    reserve();
+    reserve(input_, host_, plan_);
     plan_.summary.evaluate_traffic = evaluate_traffic(plan_);
     plan_.update_traffic = update_traffic(plan_);
     plan_.summary.step_traffic = step_traffic(plan_);
@@ -266,14 +248,14 @@ class Planner {
     uint64_t shared = 0;
     for (const PerUnit& unit : activations.units) {
       if (!unit.keeps_saved) {
-        shared = std::max<uint64_t>(shared, align_up(unit.footprint.saved_bytes));
+        shared = std::max<uint64_t>(shared, whole_pages(unit.footprint.saved_bytes));
       }
     }
     activations.saved_bytes = shared;
     for (PerUnit& unit : activations.units) {
       unit.saved_offset = unit.saved_stride = 0;
       if (!unit.keeps_saved) continue;
-      const uint64_t bytes = align_up(unit.footprint.saved_bytes);
+      const uint64_t bytes = whole_pages(unit.footprint.saved_bytes);
       const bool several = plan_.order == UnitOrder::vertical;
       unit.saved_offset = activations.saved_bytes;
       unit.saved_stride = several ? bytes : 0;
@@ -293,7 +275,7 @@ class Planner {
                        .order = plan_.order,
                        .overlap = config.overlap,
                        .gather_ahead = units_ahead_,
-                       .prefetch_numel = prefetch_numel(),
+                       .prefetch_numel = prefetch_numel(input_),
                        .max_live_numel = config.max_live_numel,
                        .recycle_gradients = config.stage >= 2,
                        .sums = plan_.sums};
@@ -352,150 +334,6 @@ class Planner {
       activations.place_offset.push_back(activations.boundary_bytes);
       activations.boundary_bytes += place;
     }
-  }
-
-  void add(Tier tier, StateKind kind, const char* name, uint64_t bytes) {
-    if (bytes == 0) return;
-    plan_.summary.reservations.push_back({tier, kind, name, bytes});
-  }
-
-  void reserve() {
-    PlanSummary& summary = plan_.summary;
-    const ActivationLayout& activations = plan_.activations;
-    const auto micro_batches = static_cast<uint64_t>(input_.config.accumulation_steps);
-    const uint64_t batch_bytes = micro_batches * plan_.batch_bytes;
-    const auto device_grains = static_cast<uint64_t>(plan_.state.grad.range(Tier::device).grains());
-    plan_.reduced_bytes = reduced_bytes();
-    plan_.reduce_scratch_bytes = reduce_scratch_bytes();
-    plan_.landing_bytes = landing_bytes();
-
-    summary.reservations = offload::reservations_for(plan_.state);
-    for (const Reservation& r : offload::reservations_for(plan_.staging)) {
-      summary.reservations.push_back(r);
-    }
-    add(Tier::device, StateKind::param, reserved::kWindow,
-        static_cast<uint64_t>(sum(plan_.step.window_numel)) * element_bytes_);
-    add(Tier::device, StateKind::grad, reserved::kLocalGrads,
-        static_cast<uint64_t>(sum(plan_.step.grad_slot_numel)) * element_bytes_);
-    add(Tier::device, StateKind::grad, reserved::kGradSums,
-        static_cast<uint64_t>(sum(plan_.step.sum_slot_numel)) * sizeof(float));
-    add(Tier::device, StateKind::grad, reserved::kReducedGrads, 2 * plan_.reduced_bytes);
-    add(Tier::device, StateKind::grad, reserved::kReduceScratch, plan_.reduce_scratch_bytes);
-    add(Tier::device, StateKind::activation, reserved::kBoundary, activations.boundary_bytes);
-    add(Tier::device, StateKind::activation, reserved::kOutputGrads,
-        static_cast<uint64_t>(plan_.step.output_grads) * activations.output_grad_bytes);
-    add(Tier::device, StateKind::activation, reserved::kSaved, activations.saved_bytes);
-    add(Tier::device, StateKind::activation, reserved::kWorkspace, activations.workspace_bytes);
-    add(Tier::device, StateKind::other, reserved::kBatches, batch_bytes);
-    add(Tier::device, StateKind::other, reserved::kLoss, micro_batches * sizeof(double));
-    add(Tier::device, StateKind::other, reserved::kDeviceGrainSums, device_grains * sizeof(double));
-    add(Tier::host, StateKind::other, reserved::kBatchStaging, batch_bytes);
-    add(Tier::host, StateKind::other, reserved::kLossReadback, micro_batches * sizeof(double));
-    add(Tier::host, StateKind::other, reserved::kScoresReadback,
-        static_cast<uint64_t>(input_.model.target_classes()) * element_bytes_);
-    add(Tier::host, StateKind::grad, reserved::kLanding, 2 * plan_.landing_bytes);
-    add(Tier::host, StateKind::other, reserved::kGrainSums,
-        static_cast<uint64_t>(plan_.layout.trainable_grains()) * sizeof(double));
-    add(Tier::host, StateKind::other, reserved::kTransfer,
-        static_cast<uint64_t>(2 * plan_.transfer_grains * kGrainNumel) * sizeof(float));
-    add(Tier::host, StateKind::other, reserved::kParameterRing, parameter_ring_bytes());
-    add(Tier::host, StateKind::other, reserved::kGradientRing, gradient_ring_bytes());
-    reserve_checkpoints();
-    if (plan_.commits()) {
-      const uint64_t journal = offload::SlotStore::journal_bytes(plan_.state.slot_layout());
-      add(Tier::host, StateKind::other, reserved::kJournalRecord, journal / 2);
-      add(Tier::nvme, StateKind::other, reserved::kJournalFile, journal);
-    }
-    summary.needed_bytes = {};
-    for (const Reservation& r : summary.reservations) needed(r.tier) += r.bytes;
-  }
-
-  void reserve_checkpoints() {
-    const ActivationLayout& activations = plan_.activations;
-    const uint64_t on_nvme = activations.stored_bytes[static_cast<size_t>(Tier::nvme)];
-    add(Tier::host, StateKind::activation, reserved::kHostActivations,
-        activations.stored_bytes[static_cast<size_t>(Tier::host)]);
-    add(Tier::nvme, StateKind::activation, reserved::kActivationFile, on_nvme);
-    uint64_t largest = 0;
-    for (const PerUnit& unit : activations.units) {
-      if (unit.checkpoint_tier == Tier::nvme) largest = std::max(largest, unit.output_bytes);
-    }
-    add(Tier::host, StateKind::other, reserved::kActivationRing,
-        std::min(on_nvme, transfers_ahead() * largest));
-  }
-
-  // Of those between nvme and the device that have room at a time: one that is used, one that is
-  // there, one on its way; fewer where the host budget is short.
-  uint64_t transfers_ahead() const {
-    return input_.config.overlap ? static_cast<uint64_t>(host_.transfers_ahead) : 1;
-  }
-
-  // Shards of gathered units on their way from nvme.
-  uint64_t parameter_ring_bytes() const {
-    uint64_t largest = 0;
-    uint64_t all = 0;
-    for (const Unit& unit : units()) {
-      if (unit.whole) continue;
-      const uint64_t bytes = nvme_param_bytes(plan_, unit);
-      largest = std::max(largest, bytes);
-      all += bytes;
-    }
-    const auto ranks = static_cast<uint64_t>(plan_.layout.world_size());
-    const uint64_t prefetch = static_cast<uint64_t>(prefetch_numel()) * element_bytes_ / ranks;
-    const uint64_t ahead = std::min((transfers_ahead() - 1) * largest, prefetch);
-    return std::min(all, largest + align_up(ahead));
-  }
-
-  // Shards of gradients on their way to nvme.
-  uint64_t gradient_ring_bytes() const {
-    uint64_t largest = 0;
-    for (const Unit& unit : units()) {
-      const GrainRange part = intersect(unit.trainable.shard(), plan_.state.grad.range(Tier::nvme));
-      largest = std::max(
-          largest, static_cast<uint64_t>(part.grains() * plan_.state.grain_bytes(StateKind::grad)));
-    }
-    return transfers_ahead() * largest;
-  }
-
-  int64_t largest_shard_numel() const {
-    int64_t largest = 0;
-    for (const Unit& unit : units()) largest = std::max(largest, unit.trainable.shard_numel);
-    return largest;
-  }
-
-  // Of what each rank adds up of a unit's gradient.
-  int64_t largest_part_numel() const {
-    return largest_shard_numel() * plan_.layout.state_shards() / input_.world.size;
-  }
-
-  // A unit's gradient summed over ranks, this rank's shard of it, in fp32; with stage 0 all shards.
-  uint64_t reduced_bytes() const {
-    if (input_.world.size == 1) return 0;
-    return static_cast<uint64_t>(largest_shard_numel()) * sizeof(float);
-  }
-
-  int64_t reduce_bucket_numel() const {
-    if (input_.config.reduce_bucket_numel != Config::kAutoReduceBucket) {
-      return input_.config.reduce_bucket_numel;
-    }
-    const int64_t widest = widest_channels(input_.model);
-    return widest * widest;
-  }
-
-  // What peers send of a unit's gradient at a time: a piece of a shard from each.
-  uint64_t reduce_scratch_bytes() const {
-    const int64_t piece = reduce_bucket_numel() / input_.world.size;
-    const int64_t whole_grains = std::max<int64_t>(piece / kGrainNumel, 1) * kGrainNumel;
-    return static_cast<uint64_t>((input_.world.size - 1) *
-                                 std::min(whole_grains, largest_part_numel())) *
-           size_bytes(plan_.reduced_dtype());
-  }
-
-  // The largest part of a unit's gradient that lands on the host.
-  uint64_t landing_bytes() const {
-    uint64_t largest = 0;
-    for (const Unit& unit : units()) largest = std::max(largest, host_grad_bytes(plan_, unit));
-    return largest;
   }
 
   void summarize() {

@@ -189,8 +189,9 @@ void Runtime::compare_with_peers() {
   for (size_t rank = 0; rank < all.size(); ++rank) {
     if (all[rank] == all[0]) continue;
     throw ConfigError(
-        fmt::format("rank {} has another model, configuration or data than rank 0: start all "
-                    "ranks with the same files and options",
+        fmt::format("rank {} has another model, configuration or data than rank 0, or plans in "
+                    "another order for want of memory: start all ranks with the same files and "
+                    "options, and set strata.device_memory, strata.host_memory and strata.order",
                     rank));
   }
 }

@@ -81,13 +81,19 @@ class Rows {
 constexpr IntegerRange kAnySteps = {.min = 0, .max = 1'000'000'000'000};
 constexpr IntegerRange kSomeSteps = {.min = 1, .max = 1'000'000'000'000};
 
+// Without a default to show: it has to be given, or another key stands for it.
+Value without_fallback(Value value) {
+  value.fallback = "";
+  return value;
+}
+
 void add_warmup_keys(Rows& rows, ConfigDraft& draft) {
   WarmupConfig& out = draft.config.schedule.warmup;
   rows.add("warmup_min_lr", with_auto(number(out.min_lr, {.min = 0}), [&out] { out.min_lr = 0; }),
            "learning rate of the first step.", "\"auto\" is 0, as the Trainer has it.");
-  Value max_lr = with_auto(number(out.max_lr, {.min = 0}), [&draft] { draft.auto_max_lr = true; });
-  max_lr.fallback = "";
-  rows.add("warmup_max_lr", std::move(max_lr),
+  rows.add("warmup_max_lr",
+           without_fallback(
+               with_auto(number(out.max_lr, {.min = 0}), [&draft] { draft.auto_max_lr = true; })),
            "learning rate after the warm-up; it replaces `optimizer.params.lr`.",
            "Not given, that of WarmupLR is `optimizer.params.lr` (0.001 in older DeepSpeed) and "
            "that of WarmupDecayLR 0.001. \"auto\" is `optimizer.params.lr`, as the Trainer has "
@@ -111,32 +117,21 @@ void add_warmup_keys(Rows& rows, ConfigDraft& draft) {
            "where the cosine ends, as a part of `optimizer.params.lr`.");
 }
 
-// As `number`, and has to be given.
-Value needed(double& out, NumberRange range) {
-  Value value = number(out, range);
-  value.fallback = "";
-  return value;
-}
-
 void add_cycle_keys(Rows& rows, ConfigDraft& draft) {
   OneCycleConfig& out = draft.config.schedule.one_cycle;
   const NumberRange momentum = {.min = 0, .max = 1, .below_max = true};
-  rows.add("cycle_min_lr", needed(out.min_lr, {.min = 0}),
+  rows.add("cycle_min_lr", without_fallback(number(out.min_lr, {.min = 0})),
            "learning rate at both ends of the cycle; it has to be given.");
-  rows.add("cycle_max_lr", needed(out.max_lr, {.min = 0}),
+  rows.add("cycle_max_lr", without_fallback(number(out.max_lr, {.min = 0})),
            "learning rate in between; it has to be given.");
   rows.add("cycle_first_step_size", integer(out.first_steps, kSomeSteps),
            "steps from cycle_min_lr to cycle_max_lr.");
-  Value second = integer(out.second_steps, kAnySteps);
-  second.fallback = "";
-  rows.add("cycle_second_step_size", std::move(second), "steps back.",
-           "Not given, as many as the first.");
+  rows.add("cycle_second_step_size", without_fallback(integer(out.second_steps, kAnySteps)),
+           "steps back.", "Not given, as many as the first.");
   rows.add("cycle_first_stair_count", integer(out.first_stairs, kAnySteps),
            "even stairs in which rate and momentum move on the way there; 0: smoothly.");
-  Value stairs = integer(out.second_stairs, kAnySteps);
-  stairs.fallback = "";
-  rows.add("cycle_second_stair_count", std::move(stairs), "stairs on the way back.",
-           "Not given, as many as on the way there.");
+  rows.add("cycle_second_stair_count", without_fallback(integer(out.second_stairs, kAnySteps)),
+           "stairs on the way back.", "Not given, as many as on the way there.");
   rows.add("decay_step_size", integer(out.decay_steps, kAnySteps),
            "steps that the decay after the cycle counts as one; 0: no decay.");
   rows.add("decay_lr_rate", number(out.lr_decay_rate, {.min = 0}),

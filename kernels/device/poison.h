@@ -8,8 +8,9 @@
 
 namespace strata {
 
-// In debug and sanitizer builds, on the host device: fills the bytes with NaNs of every dtype, in queue
-// order, so that a reader that waits for too little, or a writer that leaves something out, shows.
+// In debug and sanitizer builds, on the host device: fills the bytes with NaNs of every dtype, in
+// queue order, so that a reader that waits for too little, or a writer that leaves something out,
+// shows.
 inline void poison([[maybe_unused]] Queue& queue, [[maybe_unused]] void* data,
                    [[maybe_unused]] size_t bytes) {
 #ifdef STRATA_POISON

@@ -1,9 +1,7 @@
 #include "engine/plan/planner.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
-#include <numeric>
+#include <utility>
 
 #include "engine/plan/advice.h"
 #include "engine/plan/batch_views.h"
@@ -15,7 +13,6 @@
 #include "engine/plan/sub_group_order.h"
 #include "engine/plan/traffic.h"
 #include "engine/zero/parameter_setting.h"
-#include "offload/slot_store.h"
 #include "strata/error.h"
 
 namespace strata::engine {
@@ -36,29 +33,15 @@ class Planner {
   Planner(const PlanInput& input, UnitOrder order)
       : input_(checked(input)),
         element_bytes_(size_bytes(input.config.dtype)),
-        plan_{.summary = {},
-              .micro_batch = input.micro_batch,
-              .layout = ModelLayout(input.model, {input.world.rank, input.world.size,
-                                                  input.config.stage, persistent_numel(input)}),
-              .segments = {},
-              .state = {},
-              .staging = {},
-              .activations = {},
-              .micro_batches = static_cast<int>(input.config.accumulation_steps),
-              .batch_bytes =
-                  BatchViews(nullptr, input.model, input.micro_batch, input.config.dtype).bytes,
-              .order = order,
-              .sums = gradient_sums(input, order),
-              .access = {},
-              .step = {},
-              .evaluate = {},
-              .update_traffic = {},
-              .reduced_bytes = 0,
-              .reduce_scratch_bytes = 0,
-              .landing_bytes = 0,
-              .transfer_grains = 0,
-              .order_of_use = {},
-              .order_of_completion = {}} {}
+        plan_(ModelLayout(input.model, {input.world.rank, input.world.size, input.config.stage,
+                                        persistent_numel(input)})) {
+    plan_.micro_batch = input.micro_batch;
+    plan_.micro_batches = static_cast<int>(input.config.accumulation_steps);
+    plan_.batch_bytes =
+        BatchViews(nullptr, input.model, input.micro_batch, input.config.dtype).bytes;
+    plan_.order = order;
+    plan_.sums = gradient_sums(input, order);
+  }
 
   Plan make() {
     check_parameter_groups(input_.model, input_.config);

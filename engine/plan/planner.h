@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/runtime/program.h"
@@ -65,6 +66,8 @@ struct ActivationLayout {
 };
 
 struct Plan {
+  explicit Plan(ModelLayout laid_out) : layout(std::move(laid_out)) {}
+
   PlanSummary summary;
   BatchShape micro_batch;
   ModelLayout layout;

@@ -121,11 +121,7 @@ class Reserver {
   // Shards of gradients on their way to nvme.
   uint64_t gradient_ring_bytes() const {
     uint64_t largest = 0;
-    for (const Unit& unit : units()) {
-      const GrainRange part = intersect(unit.trainable.shard(), plan_.state.grad.range(Tier::nvme));
-      largest = std::max(
-          largest, static_cast<uint64_t>(part.grains() * plan_.state.grain_bytes(StateKind::grad)));
-    }
+    for (const Unit& unit : units()) largest = std::max(largest, nvme_grad_bytes(plan_, unit));
     return transfers_ahead() * largest;
   }
 

@@ -39,8 +39,7 @@ void add_gather(const Plan& plan, const Unit& unit, LinkBytes& traffic) {
 // Gradients on nvme are written each time they land, and read where they are added to.
 void add_landing(const Plan& plan, const Unit& unit, int micro_batch, LinkBytes& traffic) {
   bytes_over(Activity::d2h, traffic) += host_grad_bytes(plan, unit);
-  const GrainRange part = intersect(unit.trainable.shard(), plan.state.grad.range(Tier::nvme));
-  const auto bytes = static_cast<uint64_t>(part.grains() * plan.state.grain_bytes(StateKind::grad));
+  const uint64_t bytes = nvme_grad_bytes(plan, unit);
   bytes_over(Activity::nvme_write, traffic) += bytes;
   if (plan.adds_at_landing(micro_batch)) bytes_over(Activity::nvme_read, traffic) += bytes;
 }
@@ -99,6 +98,11 @@ uint64_t host_grad_bytes(const Plan& plan, const Unit& unit) {
 
 uint64_t nvme_param_bytes(const Plan& plan, const Unit& unit) {
   return param_bytes(plan, unit, Tier::nvme);
+}
+
+uint64_t nvme_grad_bytes(const Plan& plan, const Unit& unit) {
+  const GrainRange part = intersect(unit.trainable.shard(), plan.state.grad.range(Tier::nvme));
+  return static_cast<uint64_t>(part.grains() * plan.state.grain_bytes(StateKind::grad));
 }
 
 uint64_t completion_bytes(const Plan& plan) {

@@ -11,8 +11,9 @@ namespace strata::engine {
 // it lands.
 uint64_t host_grad_bytes(const Plan& plan, const Unit& unit);
 
-// This rank's shard of a unit's parameters, what of it lives on nvme.
+// Of this rank's shard of a unit's parameters and gradients, what lives on nvme.
 uint64_t nvme_param_bytes(const Plan& plan, const Unit& unit);
+uint64_t nvme_grad_bytes(const Plan& plan, const Unit& unit);
 
 // What a rank sends so that all have what each updated of a whole unit, or of all of them.
 uint64_t completion_bytes(const Plan& plan, const Unit& unit);

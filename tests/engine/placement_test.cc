@@ -204,14 +204,7 @@ TEST_P(EverySeed, DisturbanceLeavesTheSameBits) {
   if (seed % 4 == 1) spread(varied, {1, 2});
   engine::Disturbance disturbance;
   disturbance.delay_seed = seed;
-  disturbance.io = io::FaultPlan{.seed = seed,
-                                 .short_transfer_permille = 200,
-                                 .error_permille = 0,
-                                 .again_permille = 100,
-                                 .delay_permille = 300,
-                                 .max_delay_us = 400,
-                                 .reorder = true,
-                                 .fail_at = -1};
+  disturbance.io = testing_support::rough_disk(seed);
   const RunOutcome outcome = run_tiny(varied, kSteps, disturbance);
   EXPECT_EQ(outcome.digest, reference().digest);
   EXPECT_EQ(outcome.losses, reference().losses);

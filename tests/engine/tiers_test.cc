@@ -63,7 +63,7 @@ class Sampler {
     c.prefetch_numel = one_of({int64_t{0}, int64_t{50'000'000}});
     if (one_of({true, false})) c.master_codec = Codec::split16;
     if (one_of({true, false})) sample.disturbance.delay_seed = seed_ + 1;
-    if (one_of({true, false, false})) sample.disturbance.io = rough_disk();
+    if (one_of({true, false, false})) sample.disturbance.io = testing_support::rough_disk(seed_);
     describe(sample);
     return sample;
   }
@@ -78,17 +78,6 @@ class Sampler {
   }
 
  private:
-  // Slow, in bits and out of order, but right in the end.
-  io::FaultPlan rough_disk() const {
-    return {.seed = seed_,
-            .short_transfer_permille = 200,
-            .error_permille = 0,
-            .again_permille = 100,
-            .delay_permille = 200,
-            .max_delay_us = 300,
-            .reorder = true,
-            .fail_at = -1};
-  }
   template <typename T>
   T one_of(std::initializer_list<T> values) {
     return values.begin()[std::uniform_int_distribution<size_t>(0, values.size() - 1)(random_)];

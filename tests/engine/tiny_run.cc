@@ -84,6 +84,17 @@ engine::ProgramInput program_input(const engine::ModelLayout& layout) {
           .checkpoint_tier = std::vector(units, Tier::device)};
 }
 
+io::FaultPlan rough_disk(uint64_t seed) {
+  return {.seed = seed,
+          .short_transfer_permille = 200,
+          .error_permille = 0,
+          .again_permille = 100,
+          .delay_permille = 300,
+          .max_delay_us = 400,
+          .reorder = true,
+          .fail_at = -1};
+}
+
 RunOutcome run_tiny(const Config& config, int steps, const engine::Disturbance& disturbance,
                     const World& world, const models::Gpt2Config& gpt2) {
   Engine::Options options;

@@ -46,6 +46,9 @@ std::vector<Batch> of_rank(const std::vector<Batch>& batches, const World& world
 // One micro-batch in plain order through units that lie on the device, outputs of a byte each.
 engine::ProgramInput program_input(const engine::ModelLayout& layout);
 
+// A disk that is slow, works in bits and out of order, but is right in the end.
+io::FaultPlan rough_disk(uint64_t seed);
+
 struct RunOutcome {
   std::string digest;
   std::vector<double> losses;

@@ -22,7 +22,7 @@ void GatherOrder::need(const std::vector<int>& units) {
     start(i + 1);
     break;
   }
-  for (const int unit : units) await_parameters(unit, parts_.compute);
+  for (const int unit : units) await_update(unit);
 }
 
 void GatherOrder::start(size_t count) {
@@ -32,12 +32,22 @@ void GatherOrder::start(size_t count) {
 }
 
 void GatherOrder::start(const Action& action) {
-  if (action.slot >= 0) {
-    await_parameters(action.unit, parts_.copy_in);
-    parts_.window.gather(action.unit, action.slot);
-  } else {
-    await_parameters(action.unit, parts_.comm);
-    parts_.window.complete(action.unit);
+  await_update(action.unit);
+  if (action.slot >= 0) parts_.window.gather(action.unit, action.slot);
+}
+
+void GatherOrder::await_update(int unit) {
+  switch (parts_.plan.access[static_cast<size_t>(unit)]) {
+    case ParameterAccess::in_place:
+      await_parameters(unit, parts_.compute);
+      break;
+    case ParameterAccess::completed:
+      await_parameters(unit, parts_.comm);
+      parts_.window.complete(unit);
+      break;
+    case ParameterAccess::gathered:
+      await_parameters(unit, parts_.copy_in);
+      break;
   }
 }
 

@@ -24,6 +24,7 @@ class GatherOrder {
   static constexpr const char* kWaitLabel = "compute waits for the last update";
 
   struct Parts {
+    const Plan& plan;
     ParameterWindow& window;
     Updater& updater;
     Queue& copy_in;
@@ -40,6 +41,9 @@ class GatherOrder {
   // Compute comes next that needs these units: what was put off of them is started, and what was
   // not gathered is used where it lies, behind its update.
   void need(const std::vector<int>& units);
+  // The last step's update of the unit is through, or on its way on the queue that uses or gathers
+  // its parameters; a whole unit's are being completed.
+  void await_update(int unit);
   // Compute was enqueued, under which the rest may be waited for.
   void start_all() { start(postponed_.size()); }
 

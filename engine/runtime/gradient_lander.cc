@@ -154,19 +154,24 @@ GradientLander::Source GradientLander::reduce(const Source& local) {
   return {unit, reduced.data, &reduced.free};
 }
 
+void GradientLander::sum_into(std::byte* sum, const Addend& addend, bool add) {
+  ops::LandGradientSpans spans;
+  spans.dst = sum;
+  spans.src = addend.source.data;
+  spans.src_dtype = addend.dtype;
+  spans.numel = addend.numel;
+  spans.add = add;
+  parts_.device_ops.land_gradient(addend.queue, spans);
+}
+
 GradientLander::Source GradientLander::add_up(const Addend& addend, int micro_batch) {
-  const auto& [source, queue, dtype, numel] = addend;
+  const Source& source = addend.source;
+  Queue& queue = addend.queue;
   Buffer& sum = sums_[static_cast<size_t>(plan_.step.sum_slot[static_cast<size_t>(source.unit)])];
   if (micro_batch == 0) {
     queue.wait(sum.free, {StateKind::grad, source.unit, "gradient sum waits for landing"});
   }
-  ops::LandGradientSpans spans;
-  spans.dst = sum.data;
-  spans.src = source.data;
-  spans.src_dtype = dtype;
-  spans.numel = numel;
-  spans.add = micro_batch > 0;
-  parts_.device_ops.land_gradient(queue, spans);
+  sum_into(sum.data, addend, micro_batch > 0);
   *source.free = queue.record();
   return {source.unit, sum.data, &sum.free};
 }
@@ -176,26 +181,21 @@ GradientLander::Source GradientLander::gather_sum(const Source& part) {
   const size_t bytes = static_cast<size_t>(numel) * sizeof(float);
   Buffer& all = reduced_.next();
   parts_.comm_queue.wait(all.free, {StateKind::grad, part.unit, "reduction waits for landing"});
-  ops::LandGradientSpans spans;
-  spans.dst = all.data + static_cast<size_t>(plan_.layout.rank()) * bytes;
-  spans.src = part.data;
-  spans.src_dtype = DType::fp32;
-  spans.numel = numel;
-  parts_.device_ops.land_gradient(parts_.comm_queue, spans);
+  sum_into(all.data + static_cast<size_t>(plan_.layout.rank()) * bytes,
+           {part, parts_.comm_queue, DType::fp32, numel}, /*add=*/false);
   *part.free = parts_.comm_queue.record();
   parts_.comm.all_gather(all.data, bytes, {StateKind::grad, part.unit, "gather sums"});
   return {part.unit, all.data, &all.free};
 }
 
 GrainRange GradientLander::part_of(int unit, Tier tier) const {
-  return intersect(plan_.layout.units()[static_cast<size_t>(unit)].trainable.shard(),
-                   parts_.state.spec().grad.range(tier));
+  return intersect(trainable(unit).shard(), parts_.state.spec().grad.range(tier));
 }
 
 // From the start of the unit's shard to a part of it.
 size_t GradientLander::bytes_before(int unit, GrainRange part) const {
-  const int64_t first = plan_.layout.units()[static_cast<size_t>(unit)].trainable.first_grain;
-  return static_cast<size_t>((part.begin - first) * kGrainNumel) * landed_bytes_;
+  return static_cast<size_t>((part.begin - trainable(unit).first_grain) * kGrainNumel) *
+         landed_bytes_;
 }
 
 ops::LandGradientSpans GradientLander::spans(const Landing& landing,
@@ -226,9 +226,8 @@ void GradientLander::land_on_host(const Arriving& arriving) {
   const GrainRange on_nvme = part_of(unit, Tier::nvme);
   if (in_memory.empty() && on_nvme.empty()) return;
   // One copy: nvme's part follows the host's.
-  const GrainRange all = in_memory.empty() ? on_nvme
-                         : on_nvme.empty() ? in_memory
-                                           : GrainRange{in_memory.begin, on_nvme.end};
+  const GrainRange all = {in_memory.empty() ? on_nvme.begin : in_memory.begin,
+                          on_nvme.empty() ? in_memory.end : on_nvme.end};
   Buffer& landing = landings_.next();
   parts_.copy_out.wait(landing.free, {StateKind::grad, unit, "landing waits for the host"});
   parts_.copy_out.copy(landing.data, arriving.shard + bytes_before(unit, all),
@@ -243,13 +242,17 @@ void GradientLander::land_on_host(const Arriving& arriving) {
   landing.free = parts_.host.record();
 }
 
+void GradientLander::land_by_host(const Landing& landing, const Arriving& arriving) {
+  host_landings_.begin();
+  parts_.host_ops.land_gradient(parts_.host, spans(landing, arriving));
+  host_landings_.end({StateKind::grad, arriving.unit, "land gradients"});
+}
+
 void GradientLander::land_in_memory(GrainRange part, const std::byte* source,
                                     const Arriving& arriving) {
   const Landing landing = {part, parts_.state.resident(StateKind::grad, part.begin), source,
                            host_sums_.as<double>()};
-  host_landings_.begin();
-  parts_.host_ops.land_gradient(parts_.host, spans(landing, arriving));
-  host_landings_.end({StateKind::grad, arriving.unit, "land gradients"});
+  land_by_host(landing, arriving);
 }
 
 // Through the ring: what is there already is read, added to and written back.
@@ -268,9 +271,7 @@ void GradientLander::land_on_nvme(GrainRange part, const std::byte* source,
     parts_.host.wait(files.queue().record(), tag);
   }
   const Landing landing = {part, staged, source, host_sums_.as<double>()};
-  host_landings_.begin();
-  parts_.host_ops.land_gradient(parts_.host, spans(landing, arriving));
-  host_landings_.end({StateKind::grad, arriving.unit, "land gradients"});
+  land_by_host(landing, arriving);
   files.queue().wait(parts_.host.record(), tag);
   command.op = io::Op::write;
   files.transfer(command);

@@ -122,6 +122,7 @@ class GradientLander {
     int64_t numel;
   };
   Source add_up(const Addend& addend, int micro_batch);
+  void sum_into(std::byte* sum, const Addend& addend, bool add);
   // The whole sum, of which each rank has its part.
   Source gather_sum(const Source& part);
   void land_on_device(const Arriving& arriving);
@@ -136,6 +137,7 @@ class GradientLander {
     const void* from = nullptr;
     double* sums = nullptr;
   };
+  void land_by_host(const Landing& landing, const Arriving& arriving);
   ops::LandGradientSpans spans(const Landing& landing, const Arriving& arriving) const;
   GrainRange part_of(int unit, Tier tier) const;
   size_t bytes_before(int unit, GrainRange part) const;

@@ -32,30 +32,13 @@ void Runtime::hand_over() {
   if (compute_->native_handle() == nullptr) compute_->synchronize();
 }
 
-// The last step's update of the unit is through: nothing of it reads gradients or writes
-// parameters.
-void Runtime::await_update(int unit) {
-  switch (plan_->access[static_cast<size_t>(unit)]) {
-    case ParameterAccess::in_place:
-      updater_->await_parameters(unit, *compute_);
-      break;
-    case ParameterAccess::completed:
-      updater_->await_parameters(unit, *comm_queue_);
-      window_->complete(unit);
-      break;
-    case ParameterAccess::gathered:
-      updater_->await_parameters(unit, *copy_in_);
-      break;
-  }
-}
-
 std::span<const TensorView> Runtime::gather(int unit) {
   require_own_compute("gather", unit);
   begin_own_step();
-  await_update(unit);
+  gathers_->await_update(unit);
   if (plan_->access[static_cast<size_t>(unit)] == ParameterAccess::gathered) {
     for (const RecordedGathers::Bring& bring : own_->gathers.hold(unit)) {
-      await_update(bring.unit);
+      gathers_->await_update(bring.unit);
       window_->gather(bring.unit, bring.slot);
     }
   }
@@ -85,7 +68,7 @@ int Runtime::next_micro_batch(int unit) const {
 std::span<const TensorView> Runtime::gradients(int unit) {
   require_own_compute("gradients", unit);
   begin_own_step();
-  await_update(unit);
+  gathers_->await_update(unit);
   auto& views = own_->gradients[static_cast<size_t>(unit)];
   views.clear();
   for (const ParameterGrad& gradient : lander_->prepare(unit, next_micro_batch(unit))) {

@@ -67,32 +67,35 @@ void ParameterWindow::gather(int unit_index, int slot_index) {
     if (unit.frozen.numel > 0) parts_.comm.all_gather(frozen, shard_bytes(unit.frozen), tag);
     slot.ready = parts_.comm_queue.record();
   }
-  places_[static_cast<size_t>(unit_index)] = {trainable, frozen, &slot, false};
+  places_[static_cast<size_t>(unit_index)] = {trainable, frozen, &slot, Change::none};
 }
 
 void ParameterWindow::outdate() {
   for (size_t u = 0; u < places_.size(); ++u) {
     const uint64_t bytes = completion_bytes(plan_, plan_.layout.units()[u]);
-    if (bytes == 0 || places_[u].outdated) continue;
-    places_[u].outdated = true;
+    if (bytes == 0 || places_[u].change == Change::all_shards) continue;
+    places_[u].change = Change::all_shards;
     promised_bytes_ += bytes;
+  }
+}
+
+void ParameterWindow::restore() {
+  for (Place& place : places_) {
+    if (place.change == Change::none) place.change = Change::own_shard;
   }
 }
 
 void ParameterWindow::complete(int unit_index) {
   Place& place = places_[static_cast<size_t>(unit_index)];
-  if (place.buffer == nullptr) return;
-  // What this rank updated, or put back, is in place behind the queue, whether the others did so
-  // too.
-  if (!std::exchange(place.outdated, false)) {
-    place.buffer->ready = parts_.comm_queue.record();
-    return;
+  const Change change = std::exchange(place.change, Change::none);
+  if (place.buffer == nullptr || change == Change::none) return;
+  if (change == Change::all_shards) {
+    const FlatBuffer& flat = plan_.layout.units()[static_cast<size_t>(unit_index)].trainable;
+    parts_.comm_queue.wait(place.buffer->last_use,
+                           {StateKind::param, unit_index, "gather waits for compute"});
+    parts_.comm.all_gather(place.trainable, shard_bytes(flat),
+                           {StateKind::param, unit_index, "complete", /*of_update=*/true});
   }
-  const FlatBuffer& flat = plan_.layout.units()[static_cast<size_t>(unit_index)].trainable;
-  parts_.comm_queue.wait(place.buffer->last_use,
-                         {StateKind::param, unit_index, "gather waits for compute"});
-  parts_.comm.all_gather(place.trainable, shard_bytes(flat),
-                         {StateKind::param, unit_index, "complete", /*of_update=*/true});
   place.buffer->ready = parts_.comm_queue.record();
 }
 

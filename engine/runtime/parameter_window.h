@@ -45,8 +45,10 @@ class ParameterWindow {
 
   // An update is to change every parameter: of whole units each rank has its own shard alone.
   void outdate();
-  // Starts bringing the other ranks' shards of a whole unit, unless that was done since. This
-  // rank's is in place where the communicator's queue is.
+  // A step is skipped, and may put back what it wrote early of this rank's shards.
+  void restore();
+  // Starts bringing the other ranks' shards of a whole unit that is outdated, and makes later users
+  // wait for this rank's, which is in place where the communicator's queue is now.
   void complete(int unit);
   // Bytes that completing after every outdate() so far sends, done or not; the transfers carry
   // TrafficTag::of_update.
@@ -64,11 +66,13 @@ class ParameterWindow {
     Event ready;
     Event last_use;
   };
+  // What of a whole unit changed since it was completed.
+  enum class Change : uint8_t { none, own_shard, all_shards };
   struct Place {
     std::byte* trainable = nullptr;
     std::byte* frozen = nullptr;
     Buffer* buffer = nullptr;  // null: it needs no bringing
-    bool outdated = false;     // a whole unit
+    Change change = Change::none;
   };
 
   Place whole_place(int unit);

@@ -10,7 +10,7 @@ namespace strata::engine {
 namespace {
 
 constexpr int kNone = -1;
-constexpr int kNever = std::numeric_limits<int>::max();
+constexpr size_t kNever = std::numeric_limits<size_t>::max();
 
 using Op = Action::Op;
 
@@ -61,14 +61,14 @@ std::vector<Action> compute_order(const ProgramInput& input) {
 class Window {
  public:
   Window(const ProgramInput& input, const std::vector<Action>& order)
-      : input_(input), order_(order), uses_(input.layout.units().size()) {
-    for (size_t site = 0; site < order.size(); ++site) {
-      for (int unit : needs(site))
-        uses_[static_cast<size_t>(unit)].push_back(static_cast<int>(site));
+      : input_(input), uses_(input.layout.units().size()), completed_(uses_.size(), false) {
+    for (const Action& action : order) {
+      if (runs_.empty() || runs_.back().unit != action.unit) start_run(action.unit);
+      run_of_.push_back(runs_.size() - 1);
     }
-    completed_.resize(uses_.size(), false);
-    for (size_t site = 0; site < order.size(); ++site) {
-      const auto live = live_from(site);
+    for (size_t run = 0; run < runs_.size(); ++run) {
+      runs_[run].live = live_from(run);
+      const auto& live = runs_[run].live;
       const auto windowed = static_cast<size_t>(
           std::count_if(live.begin(), live.end(), [this](int unit) { return is_gathered(unit); }));
       slots_.resize(std::max(slots_.size(), windowed), kNone);
@@ -81,29 +81,44 @@ class Window {
 
   // Appends the gathers that must have been issued before the compute at `site`: its own, and
   // those ahead of it.
-  void bring(size_t site, std::vector<Action>& actions) {
-    const std::vector<int> live = live_from(site);
-    for (int unit : live) {
-      is_gathered(unit) ? bring_unit(unit, site, live, actions) : complete(unit, site, actions);
+  void bring(size_t site, int micro_batch, std::vector<Action>& actions) {
+    const size_t run = run_of_[site];
+    for (int unit : runs_[run].live) {
+      if (is_gathered(unit) ? has_slot(unit) : completed_[static_cast<size_t>(unit)]) continue;
+      Action action{Op::gather, unit, micro_batch};
+      if (is_gathered(unit)) {
+        action.slot = take_slot(unit, run);
+      } else {
+        completed_[static_cast<size_t>(unit)] = true;
+      }
+      actions.push_back(action);
     }
   }
 
  private:
+  // Computes of one unit after each other.
+  struct Run {
+    int unit = 0;
+    std::vector<int> needs;  // units that an action brings to it
+    std::vector<int> live;   // these, then the next units ahead, as they are used
+  };
+
   ParameterAccess access(int unit) const { return input_.access[static_cast<size_t>(unit)]; }
   bool is_gathered(int unit) const { return access(unit) == ParameterAccess::gathered; }
+  int64_t numel(int unit) const { return input_.layout.units()[static_cast<size_t>(unit)].numel(); }
 
-  // Units that an action brings to the compute at `site`.
-  std::vector<int> needs(size_t site) const {
-    std::vector<int> needs;
-    for (int need : input_.layout.units()[static_cast<size_t>(order_[site].unit)].needs) {
-      if (access(need) != ParameterAccess::in_place) needs.push_back(need);
+  void start_run(int unit) {
+    Run run{unit, {}, {}};
+    for (int need : input_.layout.units()[static_cast<size_t>(unit)].needs) {
+      if (access(need) == ParameterAccess::in_place) continue;
+      run.needs.push_back(need);
+      uses_[static_cast<size_t>(need)].push_back(runs_.size());
     }
-    return needs;
+    runs_.push_back(std::move(run));
   }
 
-  // What the compute at `site` needs, then the next units ahead of it, as they are used.
-  std::vector<int> live_from(size_t site) const {
-    std::vector<int> live = needs(site);
+  std::vector<int> live_from(size_t first) const {
+    std::vector<int> live = runs_[first].needs;
     if (!input_.overlap) return live;
     int64_t live_numel = 0;
     for (int unit : live) live_numel += is_gathered(unit) ? numel(unit) : 0;
@@ -111,9 +126,9 @@ class Window {
     int completed = 0;
     int64_t ahead_numel = 0;
     // Every unit comes once in so many.
-    const size_t horizon = site + 2 * uses_.size() + static_cast<size_t>(input_.micro_batches);
-    for (size_t s = site + 1; s < std::min(horizon, order_.size()); ++s) {
-      for (int unit : needs(s)) {
+    const size_t horizon = std::min(runs_.size(), first + 2 * uses_.size());
+    for (size_t run = first + 1; run < horizon; ++run) {
+      for (int unit : runs_[run].needs) {
         if (contains(live, unit)) continue;
         if (!is_gathered(unit)) {
           if (completed++ < input_.gather_ahead) live.push_back(unit);
@@ -130,48 +145,40 @@ class Window {
     return live;
   }
 
-  int64_t numel(int unit) const { return input_.layout.units()[static_cast<size_t>(unit)].numel(); }
-
-  int next_use(int unit, size_t after) const {
+  size_t next_use(int unit, size_t run) const {
     const auto& uses = uses_[static_cast<size_t>(unit)];
-    const auto next = std::lower_bound(uses.begin(), uses.end(), static_cast<int>(after));
+    const auto next = std::lower_bound(uses.begin(), uses.end(), run);
     return next == uses.end() ? kNever : *next;
   }
 
-  void complete(int unit, size_t site, std::vector<Action>& actions) {
-    if (completed_[static_cast<size_t>(unit)]) return;
-    completed_[static_cast<size_t>(unit)] = true;
-    actions.push_back({Op::gather, unit, order_[site].micro_batch});
-  }
+  bool has_slot(int unit) const { return contains(slots_, unit); }
 
-  void bring_unit(int unit, size_t site, const std::vector<int>& live,
-                  std::vector<Action>& actions) {
-    if (contains(slots_, unit)) return;
+  // An empty slot, or that of the unit which is used farthest in the future.
+  int take_slot(int unit, size_t run) {
     auto victim = std::find(slots_.begin(), slots_.end(), kNone);
-    int farthest = kNone;
     if (victim == slots_.end()) {
+      size_t farthest = 0;
       for (auto slot = slots_.begin(); slot != slots_.end(); ++slot) {
-        if (contains(live, *slot)) continue;
-        const int use = next_use(*slot, site);
-        if (use > farthest) {
-          farthest = use;
-          victim = slot;
-        }
+        if (contains(runs_[run].live, *slot)) continue;
+        const size_t use = next_use(*slot, run);
+        if (use <= farthest) continue;
+        farthest = use;
+        victim = slot;
       }
     }
     *victim = unit;
-    Action action{Op::gather, unit, order_[site].micro_batch};
-    action.slot = static_cast<int>(victim - slots_.begin());
-    int64_t& most = slot_numel_[static_cast<size_t>(action.slot)];
+    const auto slot = victim - slots_.begin();
+    int64_t& most = slot_numel_[static_cast<size_t>(slot)];
     most = std::max(most, numel(unit));
-    actions.push_back(action);
+    return static_cast<int>(slot);
   }
 
   const ProgramInput& input_;
-  const std::vector<Action>& order_;
-  std::vector<std::vector<int>> uses_;  // by unit: sites
-  std::vector<bool> completed_;         // by unit
-  std::vector<int> slots_;              // unit in each slot
+  std::vector<Run> runs_;
+  std::vector<size_t> run_of_;             // by site
+  std::vector<std::vector<size_t>> uses_;  // by unit: runs
+  std::vector<bool> completed_;            // by unit
+  std::vector<int> slots_;                 // unit in each slot
   std::vector<int64_t> slot_numel_;
 };
 
@@ -408,8 +415,8 @@ Program make_program(const ProgramInput& input) {
   GradientSlots gradients(input);
   Places places(input);
   for (size_t site = 0; site < order.size(); ++site) {
-    window.bring(site, program.actions);
     Action& action = order[site];
+    window.bring(site, action.micro_batch, program.actions);
     const bool backward = action.op == Op::backward;
     if (backward) places.restore(action, program.actions);
     places.enter(action);

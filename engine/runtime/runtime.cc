@@ -80,14 +80,14 @@ Runtime::Runtime(Model model, const Config& config, const World& world,
 }
 
 void Runtime::build(const Disturbance& disturbance) {
-  plan_ = std::make_unique<Plan>(make_plan({model_,
-                                            config_,
-                                            world_,
-                                            shape_,
-                                            *layer_ops_,
-                                            MachineMemory::of_host(config_, world_.local_size),
-                                            {},
-                                            held_units_}));
+  plan_ = std::make_unique<Plan>(
+      make_plan({.model = model_,
+                 .config = config_,
+                 .world = world_,
+                 .micro_batch = shape_,
+                 .ops = *layer_ops_,
+                 .machine = MachineMemory::of_host(config_, world_.local_size),
+                 .held_units = held_units_}));
   compare_with_peers();
   tiers_ = std::make_unique<offload::TierManager>(*device_, plan_->summary);
   batches_ = tiers_->claim(reserved::kBatches);
@@ -136,16 +136,11 @@ void Runtime::build(const Disturbance& disturbance) {
                      *host_state_ops_},
       *tiers_);
   gathers_ = std::make_unique<GatherOrder>(GatherOrder::Parts{
-      *window_, *updater_, *copy_in_, *comm_queue_, *compute_, *passes_, recorder_});
+      *plan_, *window_, *updater_, *copy_in_, *comm_queue_, *compute_, *passes_, recorder_});
   if (held_units_ > 0) {
     const size_t units = plan_->layout.units().size();
     own_ = std::make_unique<OwnCompute>(
-        OwnCompute{RecordedGathers(units, plan_->step.window_numel.size(), config_.overlap),
-                   std::vector<int>(units, 0),
-                   std::vector<std::vector<TensorView>>(units),
-                   0,
-                   false,
-                   {}});
+        RecordedGathers(units, plan_->step.window_numel.size(), config_.overlap), units);
   }
   if (store_ != nullptr) store_->attach();
   access_->initialize(config_.seed);
@@ -177,9 +172,7 @@ Runtime::~Runtime() {
                             &activations_in_, &activations_out_, &landing_, &host_update_}) {
     (*queue)->finish();
   }
-  for (const FileLine* line : {&parameter_files_, &gradient_files_, &activation_files_}) {
-    if (line->queue != nullptr) line->queue->queue().finish();
-  }
+  for_file_queues([](Queue& files) { files.finish(); });
 }
 
 void Runtime::compare_with_peers() {
@@ -279,13 +272,13 @@ void Runtime::execute(const Program& program, bool training) {
         gathers_->gather(action);
         break;
       case Action::Op::forward:
+        enter(&Marks::forward_ns);
         forward(action, training);
-        mark(&Marks::forward_ns);
         gathers_->start_all();
         break;
       case Action::Op::backward:
+        enter(&Marks::backward_ns);
         backward(action);
-        mark(&Marks::backward_ns);
         break;
       case Action::Op::reduce:
         lander_->land(action.unit, action.micro_batch);
@@ -300,22 +293,24 @@ void Runtime::execute(const Program& program, bool training) {
     }
     if (!config_.overlap) finish_all();
   }
+  enter(nullptr);
 }
 
 void Runtime::finish_all() {
   for (const auto& queue : {&compute_, &comm_queue_, &copy_out_, &activations_out_, &landing_}) {
     (*queue)->synchronize();
   }
-  for (const FileLine* line : {&parameter_files_, &gradient_files_, &activation_files_}) {
-    if (line->queue != nullptr) line->queue->queue().synchronize();
-  }
+  for_file_queues([](Queue& files) { files.synchronize(); });
 }
 
-// Adds the time since the last mark, on the compute queue, to a phase.
-void Runtime::mark(int64_t Marks::*phase) {
-  compute_->run([this, phase] {
+// On the compute queue, the time since the last change of phase belongs to the one before.
+void Runtime::enter(int64_t Marks::*phase) {
+  if (phase == phase_) return;
+  const auto before = std::exchange(phase_, phase);
+  if (before == nullptr) return;
+  compute_->run([this, before] {
     const int64_t now = now_ns();
-    marks_.*phase += now - marks_.last;
+    marks_.*before += now - marks_.last;
     marks_.last = now;
   });
 }

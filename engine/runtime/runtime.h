@@ -14,6 +14,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "engine/comm/communicator.h"
@@ -108,6 +109,8 @@ class Runtime {
   };
   // Where the caller computes.
   struct OwnCompute {
+    OwnCompute(RecordedGathers recorded, size_t units)
+        : gathers(std::move(recorded)), reduced(units, 0), gradients(units) {}
     RecordedGathers gathers;
     std::vector<int> reduced;                        // by unit: micro-batches of this step
     std::vector<std::vector<TensorView>> gradients;  // by unit
@@ -117,6 +120,12 @@ class Runtime {
   };
 
   void build(const Disturbance& disturbance);
+  template <typename Visit>
+  void for_file_queues(const Visit& visit) const {
+    for (const FileLine* line : {&parameter_files_, &gradient_files_, &activation_files_}) {
+      if (line->queue != nullptr) visit(line->queue->queue());
+    }
+  }
   FileLine make_file_line(const char* ring_name, const char* queue_name);
   // Throws ConfigError when another rank runs another model or configuration.
   void compare_with_peers();
@@ -131,7 +140,6 @@ class Runtime {
   StepResult finish_step(const StepAccount& account, double losses);
   void require_own_compute(const char* verb, int unit) const;
   void begin_own_step();
-  void await_update(int unit);
   int next_micro_batch(int unit) const;
   void hand_over();
   void require_layers_compute() const;
@@ -148,7 +156,8 @@ class Runtime {
   TensorView output(int unit, int place) const;
   TensorView output_grad(int unit, int place) const;
   double read_losses(size_t count);  // their sum
-  void mark(int64_t Marks::*phase);
+  // Compute that follows belongs to this phase; null: to none.
+  void enter(int64_t Marks::*phase);
   StepResult::Exposed exposed() const;  // since the start
   LinkBytes moved() const;              // likewise
   LinkBytes promised() const;           // by all updates so far, done or not
@@ -214,6 +223,7 @@ class Runtime {
   int64_t step_ = 0;
   std::vector<double> of_ranks_;  // what an exchange brings
   Marks marks_;
+  int64_t Marks::*phase_ = nullptr;  // that the driver enqueues
 };
 
 }  // namespace strata::engine

@@ -119,6 +119,7 @@ void Runtime::update(StepResult& result, double sum_of_squares, double mean_scal
   result.skipped = !std::isfinite(sum_of_squares);
   if (result.skipped) {
     updater_->skip();
+    window_->restore();
   } else {
     updater_->update(clip_factor(result.grad_norm));
     window_->outdate();

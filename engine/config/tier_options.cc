@@ -390,6 +390,11 @@ Group strata_group(ConfigDraft& draft) {
                 "back, then the next; vertical takes all of them through a unit before the next "
                 "unit, so that parameters travel once a step, and holds the activations between "
                 "units of all of them. auto compares what both move with nominal bandwidths."),
+       honoured("strata.tiles", integer(out.tiles, {.min = 1, .max = Config::kMostTiles}),
+                "Memory-centric tiling: into how many parts, gathered one after the other, the "
+                "model's wide layers are divided, of each block's attention its heads and of its "
+                "MLP the inner channels. For blocks too wide for the device's budget. Sums are "
+                "rounded once a tile, so each number of tiles has bits of its own."),
        honoured("strata.overlap", boolean(out.overlap),
                 "false: one thing at a time, for measuring and debugging."),
        honoured("strata.overlap_update", boolean(out.overlap_update),

@@ -13,6 +13,7 @@ struct Change {
   std::string setting;
   Config config;
   BatchShape micro_batch;
+  Model model;
 };
 
 TierFractions all_in(Tier tier) {
@@ -24,7 +25,7 @@ TierFractions all_in(Tier tier) {
 std::vector<Change> possible_changes(const PlanInput& input) {
   std::vector<Change> changes;
   const auto add = [&](std::string setting, auto&& edit) {
-    Change change{std::move(setting), input.config, input.micro_batch};
+    Change change{std::move(setting), input.config, input.micro_batch, input.model};
     edit(change);
     changes.push_back(std::move(change));
   };
@@ -52,6 +53,12 @@ std::vector<Change> possible_changes(const PlanInput& input) {
   }
   if (input.config.stage < 3) {
     add("zero_optimization.stage = 3", [](Change& change) { change.config.stage = 3; });
+  }
+  if (input.model.tiled && 2 * input.config.tiles <= Config::kMostTiles) {
+    add(fmt::format("strata.tiles = {}", 2 * input.config.tiles), [](Change& change) {
+      change.config.tiles *= 2;
+      change.model = change.model.tiled(change.config.tiles);
+    });
   }
   if (input.config.slots > 1) {
     add("strata.slots = 1", [](Change& change) { change.config.slots = 1; });
@@ -107,8 +114,8 @@ OutOfBudget out_of_budget(const PlanInput& input, const PlanSummary& plan, Tier 
     // that what it frees shows.
     Config config = change.config;
     config.recompute = RecomputeChoice::always;
-    const PlanInput changed{input.model, config,        input.world,  change.micro_batch,
-                            input.ops,   input.machine, input.speeds, input.held_units};
+    const PlanInput changed{change.model, config,        input.world,  change.micro_batch,
+                            input.ops,    input.machine, input.speeds, input.held_units};
     try {
       const uint64_t then = make_plan_unchecked(changed).summary.needed_bytes[i];
       if (then < needed) freeing.emplace_back(needed - then, change.setting);

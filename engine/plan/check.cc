@@ -81,6 +81,9 @@ void check_config(const PlanInput& input) {
     throw ConfigError(fmt::format("gradient_accumulation_steps is {}: use 1 to {}",
                                   config.accumulation_steps, kMaxAccumulationSteps));
   }
+  if (config.tiles < 1 || config.tiles > Config::kMostTiles) {
+    throw ConfigError(fmt::format("tiles is {}: use 1 to {}", config.tiles, Config::kMostTiles));
+  }
   if (config.sub_group_numel < kGrainNumel || config.sub_group_numel % kGrainNumel != 0) {
     throw ConfigError(fmt::format("sub_group_numel is {}: use a positive multiple of {}",
                                   config.sub_group_numel, kGrainNumel));
@@ -151,6 +154,24 @@ void check_model_inputs(const Model& model) {
   }
 }
 
+void check_tiles(const Model& model) {
+  for (size_t i = 0; i < model.layers.size(); ++i) {
+    const Layer& layer = *model.layers[i];
+    if (!layer.is_further_tile()) continue;
+    if (i == 0 || i + 1 == model.layers.size()) {
+      throw ConfigError(
+          fmt::format("layer '{}' is a further tile, and the model's {}: add a layer {} it",
+                      layer.name(), i == 0 ? "first" : "last", i == 0 ? "before" : "behind"));
+    }
+    const int64_t before = model.layers[i - 1]->output_channels();
+    if (layer.output_channels() == before) continue;
+    throw ConfigError(fmt::format(
+        "layer '{}' is a further tile of '{}' and has {} output channels instead of {}: tiles add "
+        "up to one output",
+        layer.name(), model.layers[i - 1]->name(), layer.output_channels(), before));
+  }
+}
+
 // What the caller's own compute cannot have.
 void check_own_compute(const PlanInput& input) {
   if (input.config.order == OrderChoice::vertical) {
@@ -175,6 +196,7 @@ void check(const PlanInput& input) {
   } else {
     check_shape(input);
     check_model_inputs(input.model);
+    check_tiles(input.model);
   }
 }
 

@@ -129,17 +129,19 @@ class Planner {
     place_checkpoints();
   }
 
-  // The last unit's input is read again at once. Of the others' the first wait longest: they go to
-  // nvme, the next ones to the host.
+  // The last layer's input is read again at once. Of the others' the first wait longest: they go to
+  // nvme, the next ones to the host. Of tiles it is the last one's output that all have written.
   void place_checkpoints() {
     ActivationLayout& activations = plan_.activations;
     const TierFractions& parts = input_.config.activation;
-    const auto count = static_cast<int64_t>(activations.units.size()) - 2;
+    const int64_t count = int64_t{units().back().layer} - 1;
     const auto micro_batches =
         static_cast<uint64_t>(plan_.order == UnitOrder::vertical ? plan_.micro_batches : 1);
-    for (int64_t u = 0; u < count; ++u) {
-      PerUnit& unit = activations.units[static_cast<size_t>(u)];
-      const double before = (static_cast<double>(u) + 0.5) / static_cast<double>(count);
+    for (const Unit& of : units()) {
+      if (of.layer >= count) break;
+      PerUnit& unit = activations.units[static_cast<size_t>(of.last_tile)];
+      if (&of != &units()[static_cast<size_t>(of.last_tile)]) continue;
+      const double before = (static_cast<double>(of.layer) + 0.5) / static_cast<double>(count);
       unit.checkpoint_tier = before < parts.nvme                ? Tier::nvme
                              : before < parts.nvme + parts.host ? Tier::host
                                                                 : Tier::device;

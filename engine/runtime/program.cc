@@ -320,19 +320,21 @@ class GradientSlots {
 };
 
 // Places of outputs: from the forward that writes one to the last compute that reads it. One that
-// waits for backward elsewhere gives its place back in between.
+// waits for backward elsewhere gives its place back in between. Tiles write one output together:
+// that of the last of them.
 class Places {
  public:
   explicit Places(const ProgramInput& input)
       : input_(input),
-        last_(static_cast<int>(input.layout.units().size()) - 1),
+        units_(input.layout.units()),
+        last_(static_cast<int>(units_.size()) - 1),
         pool_(input.overlap && any_stored()) {}
 
   const std::vector<uint64_t>& place_bytes() const { return pool_.sizes(); }
 
   // Brings back what the backward needs.
   void restore(const Action& backward, std::vector<Action>& actions) {
-    const int unit = backward.unit - 1;
+    const int unit = of(backward).input_unit();
     if (unit < 0 || place_.contains({unit, backward.micro_batch})) return;
     Action action{Op::restore, unit, backward.micro_batch};
     action.output = take(unit, backward.micro_batch);
@@ -342,25 +344,31 @@ class Places {
   // Says where a compute's input and output lie.
   void enter(Action& compute) {
     const int m = compute.micro_batch;
-    if (compute.unit > 0) compute.input = place_.at({compute.unit - 1, m});
-    if (compute.op == Op::forward && compute.unit < last_) compute.output = take(compute.unit, m);
+    const Unit& unit = of(compute);
+    if (unit.input_unit() >= 0) compute.input = place_.at({unit.input_unit(), m});
+    if (compute.op != Op::forward || compute.unit == last_) return;
+    const bool begins = unit.first_tile == compute.unit;
+    compute.output = begins ? take(unit.last_tile, m) : place_.at({unit.last_tile, m});
   }
 
   // Gives back what nobody reads any more.
   void leave(const Action& compute, std::vector<Action>& actions) {
     const int m = compute.micro_batch;
+    const Unit& unit = of(compute);
     const bool forward = compute.op == Op::forward;
+    if (compute.unit != (forward ? unit.last_tile : unit.first_tile)) return;
     if (forward && is_stored(compute.unit)) {
       Action save{Op::save, compute.unit, m};
       save.output = compute.output;
       actions.push_back(save);
     }
-    if (compute.unit == 0) return;
-    const bool read_again = forward && input_.training && !is_stored(compute.unit - 1);
-    if (!read_again) give_back(compute.unit - 1, m);
+    if (unit.input_unit() < 0) return;
+    const bool read_again = forward && input_.training && !is_stored(unit.input_unit());
+    if (!read_again) give_back(unit.input_unit(), m);
   }
 
  private:
+  const Unit& of(const Action& compute) const { return units_[static_cast<size_t>(compute.unit)]; }
   // The last unit's input is read by its backward at once.
   bool is_stored(int unit) const {
     return input_.training && unit < last_ - 1 &&
@@ -384,22 +392,30 @@ class Places {
   }
 
   const ProgramInput& input_;
+  const std::vector<Unit>& units_;
   const int last_;
   Pool<uint64_t> pool_;
   std::map<std::pair<int, int>, int> place_;  // of (unit, micro-batch)
 };
 
-// Gradients of outputs: each is written by one backward and read by the next of its micro-batch.
-void assign_output_grads(std::vector<Action>& order, int places) {
-  int backwards = 0;
-  std::map<int, int> held;  // by micro-batch
+// Gradients of outputs: each is written by the backward of a layer, of all its tiles, and read by
+// the next of its micro-batch. Returns how many places they take.
+int assign_output_grads(std::vector<Action>& order, const std::vector<Unit>& units) {
+  Pool<int> pool(/*rests=*/false);
+  std::map<int, int> read, written;  // by micro-batch
   for (Action& action : order) {
     if (action.op != Op::backward) continue;
-    const auto from = held.find(action.micro_batch);
-    if (from != held.end()) action.output_grad = from->second;
-    held.erase(action.micro_batch);
-    if (action.unit > 0) held[action.micro_batch] = action.input_grad = backwards++ % places;
+    const Unit& unit = units[static_cast<size_t>(action.unit)];
+    const int m = action.micro_batch;
+    if (action.unit == unit.last_tile) {
+      read[m] = written.contains(m) ? written[m] : kNone;
+      written[m] = unit.input_unit() >= 0 ? pool.take(1) : kNone;
+    }
+    action.output_grad = read[m];
+    action.input_grad = written[m];
+    if (action.unit == unit.first_tile && read[m] != kNone) pool.give_back(read[m]);
   }
+  return static_cast<int>(pool.sizes().size());
 }
 
 }  // namespace
@@ -408,8 +424,7 @@ Program make_program(const ProgramInput& input) {
   Program program;
   std::vector<Action> order = compute_order(input);
   if (input.training) {
-    program.output_grads = (input.order == UnitOrder::plain ? 1 : input.micro_batches) + 1;
-    assign_output_grads(order, program.output_grads);
+    program.output_grads = assign_output_grads(order, input.layout.units());
   }
   Window window(input, order);
   GradientSlots gradients(input);

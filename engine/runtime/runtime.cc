@@ -17,6 +17,15 @@ namespace {
 
 constexpr size_t kTraceEvents = 1 << 20;
 
+Model as_run(Model model, const Config& config) {
+  if (config.tiles == 1) return model;
+  if (!model.tiled) {
+    throw ConfigError(
+        "strata.tiles is given and this model has no tiles (strata::Model::tiled): remove it");
+  }
+  return model.tiled(config.tiles);
+}
+
 // A caller that computes holds parameters until it calls step(): they do not change before.
 Config as_run(Config config, const Engine::Options& options) {
   if (!options.own_compute) return config;
@@ -36,7 +45,7 @@ Config as_run(Config config, const Engine::Options& options) {
 
 Runtime::Runtime(Model model, const Config& config, const World& world,
                  const Engine::Options& options, const Disturbance& disturbance)
-    : model_(std::move(model)),
+    : model_(as_run(std::move(model), config)),
       config_(as_run(config, options)),
       world_(world),
       shape_(options.own_compute
@@ -213,6 +222,7 @@ TensorView Runtime::output_grad(int unit, int place) const {
 LayerContext Runtime::layer_context(const Action& action,
                                     std::span<const TensorView> params) const {
   const auto& layout = plan_->activations.units[static_cast<size_t>(action.unit)];
+  const Unit& unit = plan_->layout.units()[static_cast<size_t>(action.unit)];
   const BatchViews batch(
       batches_.data() + static_cast<uint64_t>(action.micro_batch) * plan_->batch_bytes, model_,
       shape_, config_.dtype);
@@ -221,7 +231,7 @@ LayerContext Runtime::layer_context(const Action& action,
           .tokens = batch.tokens,
           .targets = batch.targets,
           .features = batch.features,
-          .input = output(action.unit - 1, action.input),
+          .input = output(unit.input_unit(), action.input),
           .params = params,
           .saved = saved_.data() + layout.saved_offset +
                    static_cast<uint64_t>(action.micro_batch) * layout.saved_stride,
@@ -230,16 +240,20 @@ LayerContext Runtime::layer_context(const Action& action,
               .seed = config_.seed,
               .step = static_cast<uint64_t>(step_ + 1),
               .micro_batch = static_cast<uint32_t>(action.micro_batch * world_.size + world_.rank),
-              .layer = static_cast<uint32_t>(action.unit)}};
+              .layer = static_cast<uint32_t>(unit.layer)}};
 }
 
 void Runtime::forward(const Action& action, bool training) {
-  gathers_->need(plan_->layout.units()[static_cast<size_t>(action.unit)].needs);
+  const Unit& unit = plan_->layout.units()[static_cast<size_t>(action.unit)];
+  gathers_->need(unit.needs);
   const auto params = window_->use(action.unit, *compute_);
   activations_->enter(action);
   // A recomputation has no place for an output: it is after the saved bytes alone.
-  const LayerForward context{layer_context(action, params), output(action.unit, action.output),
-                             losses_.as<double>() + action.micro_batch, training,
+  const LayerForward context{layer_context(action, params),
+                             output(action.unit, action.output),
+                             /*accumulate=*/action.unit != unit.first_tile,
+                             losses_.as<double>() + action.micro_batch,
+                             training,
                              static_cast<float>(loss_scaler_.scale())};
   passes_->begin();
   model_.layers[static_cast<size_t>(action.unit)]->forward(context);
@@ -254,9 +268,11 @@ void Runtime::backward(const Action& action) {
   const auto grads = lander_->prepare(action.unit, action.micro_batch);
   const auto params = window_->use(action.unit, *compute_);
   activations_->enter(action);
+  const Unit& unit = plan_->layout.units()[static_cast<size_t>(action.unit)];
   const LayerBackward context{layer_context(action, params),
                               output_grad(action.unit, action.output_grad),
-                              output_grad(action.unit - 1, action.input_grad), grads};
+                              output_grad(unit.input_unit(), action.input_grad),
+                              /*accumulate=*/action.unit != unit.last_tile, grads};
   passes_->begin();
   model_.layers[static_cast<size_t>(action.unit)]->backward(context);
   passes_->end({StateKind::activation, action.unit, "backward"});

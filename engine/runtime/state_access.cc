@@ -23,8 +23,22 @@ void fill(const Parameter& parameter, int64_t first, int64_t numel, uint64_t see
     std::fill_n(out, numel, parameter.init.value);
     return;
   }
-  const uint64_t stream = XXH3_64bits(parameter.name.data(), parameter.name.size());
-  ops::fill_normal(out, first, numel, parameter.init.value, seed, stream);
+  const auto draw = [&](const std::string& of, int64_t from, int64_t count, float* to) {
+    const uint64_t stream = XXH3_64bits(of.data(), of.size());
+    ops::fill_normal(to, from, count, parameter.init.value, seed, stream);
+  };
+  if (!parameter.slice) return draw(parameter.name, first, numel, out);
+  const ParameterSlice& slice = *parameter.slice;
+  int64_t inner = 1;
+  for (size_t dim = slice.dim + 1; dim < slice.shape.rank; ++dim) inner *= slice.shape[dim];
+  // Neighbours here are neighbours in the whole as far as a run of these goes.
+  const int64_t run = parameter.shape[slice.dim] * inner;
+  for (int64_t at = first; at < first + numel;) {
+    const int64_t count = std::min(run - at % run, first + numel - at);
+    const int64_t whole = (at / run * slice.shape[slice.dim] + slice.begin) * inner + at % run;
+    draw(slice.of, whole, count, out + (at - first));
+    at += count;
+  }
 }
 
 class Hash128 {

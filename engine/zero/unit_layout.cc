@@ -92,6 +92,9 @@ ModelLayout::ModelLayout(const Model& model, const ZeroSharding& sharding) : sha
     trainable_grains_ = place(unit.trainable, trainable_grains_, sharding);
     frozen_grains_ = place(unit.frozen, frozen_grains_, sharding);
     unit.needs = {unit_index};
+    const bool is_further = layer->is_further_tile() && unit_index > 0;
+    unit.first_tile = is_further ? units_.back().first_tile : unit_index;
+    unit.layer = unit_index == 0 ? 0 : units_.back().layer + (is_further ? 0 : 1);
     for (const Parameter& parameter : parameters) {
       const FlatBuffer& flat = parameter.trainable ? unit.trainable : unit.frozen;
       const ParameterRef ref{unit_index, parameter.trainable, index_of(flat, parameter.name)};
@@ -103,6 +106,11 @@ ModelLayout::ModelLayout(const Model& model, const ZeroSharding& sharding) : sha
       parameter_count_ += parameter.shape.numel();
     }
     units_.push_back(std::move(unit));
+  }
+  int last_tile = static_cast<int>(units_.size()) - 1;
+  for (size_t u = units_.size(); u-- > 0;) {
+    units_[u].last_tile = last_tile;
+    if (units_[u].first_tile == static_cast<int>(u)) last_tile = units_[u].input_unit();
   }
   for (size_t u = 0; u < units_.size(); ++u) {
     for (const std::string& name : model.layers[u]->shared_parameters()) {

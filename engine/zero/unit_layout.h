@@ -68,8 +68,13 @@ struct Unit {
   std::vector<ParameterRef> parameters;
   // Units that must be gathered for this one: itself, and the owners of what it shares.
   std::vector<int> needs;
+  // Units whose outputs add up to one, from the first to the last: this one alone, but for tiles.
+  int first_tile = 0, last_tile = 0;
+  int layer = 0;  // tiles of a layer count as one
 
   int64_t numel() const { return trainable.numel + frozen.numel; }
+  // The unit whose output is this one's input; -1 for the first layer.
+  int input_unit() const { return first_tile - 1; }
 };
 
 struct ZeroSharding {

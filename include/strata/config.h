@@ -189,6 +189,8 @@ struct Config {
   int staging_buffers = kAutoStagingBuffers;     // sub-groups under way between nvme and the update
   static constexpr int kAutoStagingBuffers = 0;  // as many as help and the host budget holds
   OrderChoice order = OrderChoice::automatic;
+  int64_t tiles = 1;  // that a model's wide layers are divided into (Model::tiled)
+  static constexpr int64_t kMostTiles = 256;
   bool overlap = true;         // false: one thing at a time, for measuring and debugging
   bool overlap_update = true;  // with overlap: updates run on under the next forward pass
   SpeculateChoice speculate = SpeculateChoice::automatic;

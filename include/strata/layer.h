@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -27,12 +28,22 @@ struct Initializer {
   float value = 0;  // the constant, or the standard deviation
 };
 
+// What a tile's parameter is of the whole one: [begin, begin + n) of one dimension, and all of the
+// others. It starts with the same values as there.
+struct ParameterSlice {
+  std::string of;    // the whole parameter's name
+  Shape shape = {};  // and its shape, of as many dimensions as the slice's
+  size_t dim = 0;
+  int64_t begin = 0;
+};
+
 struct Parameter {
   std::string name;  // unique in the model: "transformer.h.0.attn.c_attn.weight"
   Shape shape;
   Initializer init;
   bool trainable = true;
   bool weight_decay = true;  // false: in the group without weight decay
+  std::optional<ParameterSlice> slice = {};
 };
 
 // Bytes a layer needs on the device for one micro-batch.
@@ -57,10 +68,11 @@ struct LayerContext {
 
 struct LayerForward : LayerContext {
   // (B*T, C); null view in the last layer, and where a recomputation wants only the saved bytes.
-  TensorView output;
-  double* loss = nullptr;  // last layer: where the mean loss goes, in device memory
-  bool training = true;    // false: no backward follows, and nothing is random
-  float loss_scale = 1;    // last layer: the gradient's scale
+  TensorView output = {};
+  bool accumulate = false;  // a further tile: add to the output; otherwise overwrite it
+  double* loss = nullptr;   // last layer: where the mean loss goes, in device memory
+  bool training = true;     // false: no backward follows, and nothing is random
+  float loss_scale = 1;     // last layer: the gradient's scale
 };
 
 struct ParameterGrad {
@@ -69,9 +81,11 @@ struct ParameterGrad {
 };
 
 struct LayerBackward : LayerContext {
-  TensorView output_grad;  // (B*T, C), may be overwritten; null view in the last layer
-  TensorView input_grad;   // (B*T, C); null view in the first layer
-  std::span<const ParameterGrad> grads;  // as params
+  // (B*T, C), may be overwritten but by tiles; null view in the last layer.
+  TensorView output_grad = {};
+  TensorView input_grad = {};  // (B*T, C); null view in the first layer
+  bool accumulate = false;     // another tile came before this one: add to input_grad
+  std::span<const ParameterGrad> grads = {};  // as params
 };
 
 class Layer {
@@ -85,6 +99,11 @@ class Layer {
   virtual std::vector<std::string> shared_parameters() const { return {}; }
   // Channels of the output that the next layer takes; 0 for the last layer.
   virtual int64_t output_channels() const = 0;
+  // Whether this is a further tile of the layer before it. A layer that is too wide to be gathered
+  // at once is written as several, its tiles (memory-centric tiling, Rajbhandari et al. 2021,
+  // section 5.1.3): they take the same input and add up to one output, one after the other, in
+  // backward in reverse. The last layer, which computes the loss, has none.
+  virtual bool is_further_tile() const { return false; }
 
   virtual LayerFootprint footprint(const ops::LayerOps& ops, const BatchShape& batch,
                                    DType dtype) const = 0;

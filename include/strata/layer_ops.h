@@ -110,7 +110,8 @@ class LayerOps {
 
   // out = residual + x * m, m being 0 where the site drops an element and 1 / (1 - p) elsewhere; x
   // is multiplied, so that what is not a number stays so. Backward of x is the same, of gradients
-  // and without residual. Its bits do not depend on threads or instruction set.
+  // and without residual. Its bits do not depend on threads or instruction set. Where the site
+  // drops nothing it copies, or adds.
   struct Dropout {
     TensorView x;
     TensorView residual = {};  // null view: none
@@ -120,13 +121,14 @@ class LayerOps {
   virtual void dropout(const Dropout& op) = 0;
 
   // Causal multi-head attention with scale 1/sqrt(D) over packed q, k, v. Dropout is of the
-  // probabilities; backward is given the same site.
+  // probabilities, and counts heads from `first_head`; backward is given the same.
   struct Attention {
     TensorView qkv;        // (B, T, 3C): q, k, v, each H heads of D
     TensorView out;        // (B, T, C)
     TensorView saved;      // attention_saved_bytes, kept for backward
     TensorView workspace;  // attention_workspace_bytes
     int64_t heads = 1;
+    int64_t first_head = 0;
     DropoutSite dropout = {};
   };
   virtual void attention_forward(const Attention& op) = 0;
@@ -135,6 +137,7 @@ class LayerOps {
     TensorView qkv_grad;  // (B, T, 3C)
     TensorView workspace;
     int64_t heads = 1;
+    int64_t first_head = 0;
     DropoutSite dropout = {};
   };
   virtual void attention_backward(const AttentionBackward& op) = 0;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -18,6 +19,8 @@ struct Model {
   int64_t classes = 0;       // targets are below this; 0: below vocab_size
   int64_t max_sequence = 0;  // of a row; 0: any
   std::vector<std::shared_ptr<const Layer>> layers = {};
+  // The same model with its wide layers in so many tiles, for Config::tiles; empty: it has none.
+  std::function<Model(int64_t tiles)> tiled = {};
 
   // What targets are below, and the columns V of scores. 0: it takes no targets (what it should
   // predict may be among the features).
@@ -53,7 +56,11 @@ struct Gpt2Config {
 };
 
 // GPT-2 with tied embeddings; units: embedding, blocks, head. Parameter names are Hugging Face's.
-Model gpt2(const Gpt2Config& config);
+//
+// With more than one tile a block is two layers, attention and MLP, each a unit for its layer norm
+// and as many for tiles: of heads (no more than there are), of channels inside the MLP. A tile's
+// parameter is a slice with ".tile" and its number, from 0, behind the name.
+Model gpt2(const Gpt2Config& config, int64_t tiles = 1);
 
 }  // namespace models
 }  // namespace strata

@@ -51,17 +51,41 @@ class GuardedBuffer {
   std::byte* begin_ = nullptr;
 };
 
+// A tile's part of the whole parameter's values.
+inline std::vector<float> slice_of(const std::vector<float>& whole, const Parameter& parameter) {
+  const ParameterSlice& slice = *parameter.slice;
+  std::vector<float> values;
+  for (int64_t i = 0; i < parameter.shape.numel(); ++i) {
+    int64_t left = i, at = 0, stride = 1;
+    for (size_t dim = parameter.shape.rank; dim-- > 0;) {
+      const int64_t index = left % parameter.shape[dim] + (dim == slice.dim ? slice.begin : 0);
+      at += index * stride;
+      stride *= slice.shape[dim];
+      left /= parameter.shape[dim];
+    }
+    values.push_back(whole[static_cast<size_t>(at)]);
+  }
+  return values;
+}
+
 // An fp32 model with random parameters (layer norms' and biases' too, so that none can be left out
-// unseen) and one random batch. Everything from `seed`.
+// unseen) and one random batch. Everything from `seed`; tiles start as slices of what they are
+// without tiles, and draw the same random numbers.
 class Gpt2Harness {
  public:
-  Gpt2Harness(const Gpt2Config& config, BatchShape shape, uint64_t seed)
-      : model(gpt2(config)),
+  Gpt2Harness(const Gpt2Config& config, BatchShape shape, uint64_t seed, int64_t tiles = 1)
+      : model(gpt2(config, tiles)),
         batch(shape),
         queue_(make_host_queue({.name = "compute", .threads = 1}, {}, traffic_)),
         ops(ops::make_host_layer_ops(*queue_, 1)) {
+    for (const auto& layer : gpt2(config).layers) {
+      for (const Parameter& parameter : layer->parameters()) add_whole(parameter, seed);
+    }
     for (const auto& layer : model.layers) {
-      for (const Parameter& parameter : layer->parameters()) add_parameter(parameter, seed);
+      const auto i = static_cast<size_t>(&layer - model.layers.data());
+      for (const Parameter& parameter : layer->parameters()) add_parameter(parameter);
+      first_tile_.push_back(layer->is_further_tile() ? first_tile_.back() : i);
+      block_.push_back(block_of(*layer, config));
       saved.emplace_back(layer->footprint(*ops, batch, DType::fp32).saved_bytes);
       boundaries.emplace_back(static_cast<size_t>(batch.tokens() * layer->output_channels()));
     }
@@ -84,8 +108,11 @@ class Gpt2Harness {
   void run_forward(size_t i, bool with_output, bool training = true, float loss_scale = 1) {
     GuardedBuffer workspace(model.layers[i]->footprint(*ops, batch, DType::fp32).workspace_bytes);
     const auto params = params_of(i);
-    LayerForward context{layer_context(i, params, workspace), {}, nullptr, training, loss_scale};
-    if (with_output) context.output = boundary(i, boundaries[i]);
+    LayerForward context{layer_context(i, params, workspace)};
+    context.training = training;
+    context.loss_scale = loss_scale;
+    context.accumulate = i != first_tile_[i];
+    if (with_output) context.output = boundary(i, output_of(i));
     if (i + 1 == model.layers.size()) context.loss = &loss_;
     model.layers[i]->forward(context);
     queue_->synchronize();
@@ -103,11 +130,12 @@ class Gpt2Harness {
       if (!is_frozen) grads[name].assign(values.size(), prefilled);
       written[name] = prefilled != 0;
     }
-    std::vector<float> output_grad;
+    std::vector<float> output_grad, input_grad;
     for (size_t i = model.layers.size(); i-- > 0;) {
-      std::vector<float> input_grad(i > 0 ? boundaries[i - 1].size() : 0, kNaN);
+      const size_t first = first_tile_[i];
+      if (is_last_tile(i)) input_grad.assign(first > 0 ? boundaries[first - 1].size() : 0, kNaN);
       run_backward(i, output_grad, input_grad, grads, written);
-      output_grad = std::move(input_grad);
+      if (i == first) output_grad = std::move(input_grad);
     }
     return grads;
   }
@@ -125,12 +153,32 @@ class Gpt2Harness {
  private:
   static constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
-  void add_parameter(const Parameter& parameter, uint64_t seed) {
-    std::vector<float>& values = parameters[parameter.name];
+  // Tiles write the first one's.
+  std::vector<float>& output_of(size_t i) { return boundaries[first_tile_[i]]; }
+  bool is_last_tile(size_t i) const {
+    return i + 1 == model.layers.size() || first_tile_[i + 1] == i + 1;
+  }
+  static uint32_t block_of(const Layer& layer, const Gpt2Config& config) {
+    for (int64_t block = 0; block < config.n_layer; ++block) {
+      const std::string name = "transformer.h." + std::to_string(block);
+      if (layer.name() == name || layer.name().starts_with(name + ".")) {
+        return static_cast<uint32_t>(block + 1);
+      }
+    }
+    return 0;
+  }
+
+  void add_parameter(const Parameter& parameter) {
+    const auto whole = whole_.at(parameter.slice ? parameter.slice->of : parameter.name);
+    parameters[parameter.name] = parameter.slice ? slice_of(whole, parameter) : whole;
     shapes[parameter.name] = parameter.shape;
+  }
+
+  void add_whole(const Parameter& parameter, uint64_t seed) {
+    std::vector<float>& values = whole_[parameter.name];
     values.resize(static_cast<size_t>(parameter.shape.numel()));
     // Large enough that every path through the model matters.
-    ops::fill_normal(values.data(), 0, parameter.shape.numel(), 0.3f, seed, parameters.size());
+    ops::fill_normal(values.data(), 0, parameter.shape.numel(), 0.3f, seed, whole_.size());
     if (parameter.init.kind == Initializer::Kind::constant) {
       for (float& value : values) value += parameter.init.value;
     }
@@ -165,11 +213,11 @@ class Gpt2Harness {
             {tokens.data(), DType::int32, ids},
             {targets.data(), DType::int32, ids},
             {},
-            i > 0 ? boundary(i - 1, boundaries[i - 1]) : TensorView{},
+            i > 0 ? boundary(first_tile_[i] - 1, output_of(first_tile_[i] - 1)) : TensorView{},
             params,
             saved[i].data(),
             workspace.data(),
-            {.seed = 5, .step = step, .micro_batch = 2, .layer = static_cast<uint32_t>(i)}};
+            {.seed = 5, .step = step, .micro_batch = 2, .layer = block_[i]}};
   }
 
   void run_backward(size_t i, std::vector<float>& output_grad, std::vector<float>& input_grad,
@@ -185,13 +233,19 @@ class Gpt2Harness {
           {is_frozen ? TensorView{} : TensorView{it->second.data(), DType::fp32, shapes.at(name)},
            std::exchange(written[name], true)});
     }
-    LayerBackward context{layer_context(i, params, workspace), boundary(i, output_grad), {}, views};
-    if (i > 0) context.input_grad = boundary(i - 1, input_grad);
+    LayerBackward context{layer_context(i, params, workspace)};
+    context.output_grad = boundary(i, output_grad);
+    if (i > 0) context.input_grad = boundary(first_tile_[i] - 1, input_grad);
+    context.accumulate = !is_last_tile(i);
+    context.grads = views;
     model.layers[i]->backward(context);
     queue_->synchronize();
     guards_intact = guards_intact && workspace.guards_intact() && saved[i].guards_intact();
   }
 
+  std::map<std::string, std::vector<float>> whole_;
+  std::vector<size_t> first_tile_;  // of a layer's
+  std::vector<uint32_t> block_;     // likewise; 0: outside the blocks
   NullTrafficSink traffic_;
   std::unique_ptr<Queue> queue_;
   double loss_ = 0;

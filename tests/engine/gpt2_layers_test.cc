@@ -19,6 +19,7 @@ struct Case {
   const char* name;
   Gpt2Config config;
   BatchShape batch;
+  int64_t tiles = 1;
 };
 
 Gpt2Config sizes(int64_t vocab, int64_t channels, int64_t heads, int64_t layers, int64_t inner) {
@@ -41,7 +42,7 @@ Gpt2Config with_dropout(Gpt2Config config) {
 
 class Gpt2Layers : public testing::TestWithParam<Case> {
  protected:
-  Gpt2Harness harness_{GetParam().config, GetParam().batch, /*seed=*/11};
+  Gpt2Harness harness_{GetParam().config, GetParam().batch, /*seed=*/11, GetParam().tiles};
 };
 
 INSTANTIATE_TEST_SUITE_P(
@@ -50,7 +51,9 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"OneToken", sizes(5, 8, 1, 1, 0), {1, 1}},
                     // An MLP narrower than q, k, v together: the wide buffers' other case.
                     Case{"NarrowMlp", sizes(7, 24, 3, 1, 20), {3, 8}},
-                    Case{"Dropout", with_dropout(sizes(13, 16, 2, 2, 0)), {2, 8}}),
+                    Case{"Dropout", with_dropout(sizes(13, 16, 2, 2, 0)), {2, 8}},
+                    Case{"Tiles", sizes(13, 16, 2, 2, 0), {2, 5}, 2},
+                    Case{"UnequalTiles", with_dropout(sizes(7, 24, 3, 1, 20)), {3, 8}, 7}),
     [](const auto& param_info) { return param_info.param.name; });
 
 double norm(const std::vector<float>& values) {
@@ -129,8 +132,10 @@ TEST_P(Gpt2Layers, AccumulatingAddsToEveryElement) {
   const Tensors sums = harness_.backward({}, /*prefilled=*/64);
   for (const auto& [name, grad] : grads) {
     for (size_t i = 0; i < grad.size(); ++i) {
-      // The tied table takes two additions, each rounded at 64's spacing of 2^-17.
-      ASSERT_NEAR(sums.at(name)[i] - 64, grad[i], 0x1p-16) << name << "[" << i << "]";
+      // Each addition is rounded at 64's spacing of 2^-17: two in the tied table, and in tiles'
+      // layer norms one a tile.
+      const auto additions = static_cast<double>(std::max<int64_t>(2, GetParam().tiles));
+      ASSERT_NEAR(sums.at(name)[i] - 64, grad[i], additions * 0x1p-17) << name << "[" << i << "]";
     }
   }
 }
@@ -139,9 +144,39 @@ TEST_P(Gpt2Layers, AFrozenParameterChangesNoOtherGradient) {
   harness_.forward();
   Tensors expected = harness_.backward();
   const std::vector<std::string> frozen = {"transformer.wte.weight", "transformer.h.0.ln_1.bias",
-                                           "transformer.h.0.mlp.c_fc.weight"};
+                                           GetParam().tiles == 1
+                                               ? "transformer.h.0.mlp.c_fc.weight"
+                                               : "transformer.h.0.mlp.c_fc.weight.tile1"};
   for (const std::string& name : frozen) expected.erase(name);
   EXPECT_EQ(harness_.backward(frozen), expected);
+}
+
+std::vector<float> difference(const std::vector<float>& a, const std::vector<float>& b) {
+  std::vector<float> result(a.size());
+  for (size_t i = 0; i < a.size(); ++i) result[i] = a[i] - b[i];
+  return result;
+}
+
+// Tiles compute what the block does, dropout and all, but for fp32's rounding of their sums.
+TEST_P(Gpt2Layers, TilesAddUpToTheBlock) {
+  Gpt2Harness whole(GetParam().config, GetParam().batch, /*seed=*/11);
+  const double loss = whole.forward();
+  const Tensors expected = whole.backward();
+  for (const int64_t tiles : {2, 3, 100}) {
+    SCOPED_TRACE(tiles);
+    Gpt2Harness tiled(GetParam().config, GetParam().batch, /*seed=*/11, tiles);
+    EXPECT_NEAR(tiled.forward(), loss, 1e-6 * loss);
+    const Tensors grads = tiled.backward();
+    for (const auto& layer : tiled.model.layers) {
+      for (const Parameter& parameter : layer->parameters()) {
+        const auto& of = expected.at(parameter.slice ? parameter.slice->of : parameter.name);
+        const auto& own = parameter.slice ? slice_of(of, parameter) : of;
+        EXPECT_LT(norm(difference(grads.at(parameter.name), own)), 1e-5 * norm(of))
+            << parameter.name;
+      }
+    }
+    EXPECT_TRUE(tiled.guards_intact);
+  }
 }
 
 // Each kind of dropout counts, and draws anew every step; evaluation knows none.

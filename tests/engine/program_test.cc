@@ -28,6 +28,7 @@ struct Case {
   bool recycle = true;
   GradientSums sums = GradientSums::none;
   unsigned stored_mask = 0;  // which units' outputs wait for backward elsewhere
+  int64_t tiles = 1;
 };
 
 constexpr auto kPlain = UnitOrder::plain;
@@ -36,7 +37,8 @@ constexpr auto kVertical = UnitOrder::vertical;
 class ProgramTest : public testing::TestWithParam<Case> {
  protected:
   ProgramTest()
-      : layout_(model(GetParam().layers), {}), input_(testing_support::program_input(layout_)) {
+      : layout_(model(GetParam().layers, GetParam().tiles), {}),
+        input_(testing_support::program_input(layout_)) {
     const Case& c = GetParam();
     const auto bit = [](unsigned mask, size_t u) { return ((mask >> (u % 8)) & 1u) != 0; };
     for (size_t u = 0; u < layout_.units().size(); ++u) {
@@ -55,10 +57,13 @@ class ProgramTest : public testing::TestWithParam<Case> {
     input_.sums = c.sums;
     program_ = make_program(input_);
   }
-  static Model model(int64_t layers) {
+  static Model model(int64_t layers, int64_t tiles) {
     auto config = testing_support::tiny_gpt2();
     config.n_layer = layers;
-    return models::gpt2(config);
+    return models::gpt2(config, tiles);
+  }
+  const Unit& of(const Action& action) const {
+    return layout_.units()[static_cast<size_t>(action.unit)];
   }
   int units() const { return static_cast<int>(layout_.units().size()); }
   static bool computes(const Action& action) {
@@ -177,48 +182,80 @@ TEST_P(ProgramTest, SumsAreHeldFromTheFirstMicroBatchToTheLast) {
   EXPECT_TRUE(holder.empty());
 }
 
+// What a layer's tiles have written together: of the last of them and a micro-batch, so many parts.
+struct Written {
+  UnitMicroBatch by;
+  int tiles = 0;
+
+  bool operator==(const Written&) const = default;
+};
+
+Written all_of(const ModelLayout& layout, int last_tile, int micro_batch) {
+  const Unit& unit = layout.units()[static_cast<size_t>(last_tile)];
+  return {{last_tile, micro_batch}, last_tile - unit.first_tile + 1};
+}
+
 TEST_P(ProgramTest, ActivationsAreWhereTheyAreRead) {
-  std::map<int, UnitMicroBatch> place;  // what it holds
-  std::map<int, UnitMicroBatch> grad;
+  std::map<int, Written> place;  // what it holds
   std::map<UnitMicroBatch, int> saved;
-  const auto write = [&](const Action& action) {
-    ASSERT_GE(program_.place_bytes[static_cast<size_t>(action.output)],
-              input_.output_bytes[static_cast<size_t>(action.unit)]);
-    place[action.output] = {action.unit, action.micro_batch};
-  };
   for (const Action& action : program_.actions) {
-    const UnitMicroBatch self = {action.unit, action.micro_batch};
-    const UnitMicroBatch before = {action.unit - 1, action.micro_batch};
+    const int m = action.micro_batch;
+    const Unit& unit = of(action);
     if (computes(action)) {
-      EXPECT_EQ(action.input >= 0, action.unit > 0);
+      EXPECT_EQ(action.input >= 0, unit.input_unit() >= 0);
       if (action.input >= 0) {
-        EXPECT_EQ(place.at(action.input), before);
+        EXPECT_EQ(place.at(action.input), all_of(layout_, unit.input_unit(), m));
       }
     }
+    const auto has_room = [&] {
+      return program_.place_bytes[static_cast<size_t>(action.output)] >=
+             input_.output_bytes[static_cast<size_t>(unit.last_tile)];
+    };
     if (action.op == Op::forward && action.unit < units() - 1) {
       EXPECT_NE(action.input, action.output);
-      write(action);
+      ASSERT_TRUE(has_room());
+      Written& output = place[action.output];
+      if (action.unit == unit.first_tile) output = {{unit.last_tile, m}, 0};
+      EXPECT_EQ(output.by, UnitMicroBatch(unit.last_tile, m));
+      ++output.tiles;
     } else if (action.op == Op::save) {
-      EXPECT_EQ(place.at(action.output), self);
-      ++saved[self];
+      EXPECT_EQ(place.at(action.output), all_of(layout_, action.unit, m));
+      ++saved[{action.unit, m}];
     } else if (action.op == Op::restore) {
-      EXPECT_EQ(saved.at(self), 1);
-      write(action);
-    } else if (action.op == Op::backward) {
-      EXPECT_EQ(action.output_grad >= 0, action.unit < units() - 1);
-      EXPECT_EQ(action.input_grad >= 0, action.unit > 0);
-      if (action.output_grad >= 0) {
-        EXPECT_EQ(grad.at(action.output_grad), self);
-      }
-      if (action.input_grad < 0) continue;
-      EXPECT_NE(action.input_grad, action.output_grad);
-      EXPECT_LT(action.input_grad, program_.output_grads);
-      grad[action.input_grad] = before;
+      EXPECT_EQ(saved.at({action.unit, m}), 1);
+      ASSERT_TRUE(has_room());
+      place[action.output] = all_of(layout_, action.unit, m);
     }
   }
-  for (int u = 0; u < units() - 2; ++u) {
-    const bool elsewhere = input_.checkpoint_tier[static_cast<size_t>(u)] != Tier::device;
-    EXPECT_EQ(saved.contains({u, 0}), elsewhere) << u;
+  for (const Unit& unit : layout_.units()) {
+    if (unit.layer >= layout_.units().back().layer - 1) break;
+    const bool elsewhere =
+        input_.checkpoint_tier[static_cast<size_t>(unit.last_tile)] != Tier::device;
+    EXPECT_EQ(saved.contains({unit.last_tile, 0}), elsewhere) << unit.name;
+  }
+}
+
+TEST_P(ProgramTest, GradientsOfOutputsAreWhereTheyAreRead) {
+  std::map<int, Written> grad;  // what a place holds: the gradient of which output
+  for (const Action& action : program_.actions) {
+    if (action.op != Op::backward) continue;
+    const int m = action.micro_batch;
+    const Unit& unit = of(action);
+    EXPECT_EQ(action.output_grad >= 0, action.unit < units() - 1);
+    EXPECT_EQ(action.input_grad >= 0, unit.input_unit() >= 0);
+    if (action.output_grad >= 0) {
+      // Of as many parts as the next layer has tiles.
+      const int next = layout_.units()[static_cast<size_t>(unit.last_tile) + 1].last_tile;
+      EXPECT_EQ(grad.at(action.output_grad),
+                (Written{{unit.last_tile, m}, all_of(layout_, next, m).tiles}));
+    }
+    if (action.input_grad < 0) continue;
+    EXPECT_NE(action.input_grad, action.output_grad);
+    ASSERT_LT(action.input_grad, program_.output_grads);
+    Written& input = grad[action.input_grad];
+    if (action.unit == unit.last_tile) input = {{unit.input_unit(), m}, 0};
+    EXPECT_EQ(input.by, UnitMicroBatch(unit.input_unit(), m));
+    ++input.tiles;
   }
 }
 
@@ -242,7 +279,10 @@ INSTANTIATE_TEST_SUITE_P(
         Case{5, 2, kPlain, false, false, 0xff, 1, false, GradientSums::none, 0b0101},
         Case{1, 4, kVertical, true, false, 0xff}, Case{6, 3, kVertical, true, true, 0xff, 2},
         Case{6, 3, kVertical, false, false, 0b0110, 1, true, GradientSums::shards, 0xff},
-        Case{7, 4, kVertical, true, false, 0xff, 3, false, GradientSums::whole, 0b1010}));
+        Case{7, 4, kVertical, true, false, 0xff, 3, false, GradientSums::whole, 0b1010},
+        Case{2, 2, kPlain, true, true, 0xff, 2, true, GradientSums::none, 0xff, 3},
+        Case{3, 3, kVertical, true, false, 0b10110101, 2, true, GradientSums::shards, 0, 2},
+        Case{2, 3, kVertical, true, true, 0xff, 1, true, GradientSums::shards, 0xff, 4}));
 
 std::map<int, int> gathers_of(const Program& program) {
   std::map<int, int> gathers;

@@ -64,6 +64,7 @@ class Sampler {
     if (one_of({true, false})) c.master_codec = Codec::split16;
     if (one_of({true, false})) sample.disturbance.delay_seed = seed_ + 1;
     if (one_of({true, false, false})) sample.disturbance.io = testing_support::rough_disk(seed_);
+    c.tiles = one_of({1, 1, 3});
     describe(sample);
     return sample;
   }
@@ -95,12 +96,10 @@ class Sampler {
     const Config& c = sample.config;
     sample.description = fmt::format(
         "seed {}: {} ranks, stage {}, param {}, grad {}, master {}, exp_avg {}, exp_avg_sq {}, "
-        "activation "
-        "{}, "
-        "order {}, overlap {}, slots {}, sub-groups of {}",
+        "activation {}, order {}, overlap {}, slots {}, sub-groups of {}, tiles {}",
         seed_, sample.ranks, c.stage, text(c.param), text(c.grad), text(c.optimizer_state[0]),
         text(c.optimizer_state[1]), text(c.optimizer_state[2]), text(c.activation),
-        static_cast<int>(c.order), c.overlap, c.slots, c.sub_group_numel);
+        static_cast<int>(c.order), c.overlap, c.slots, c.sub_group_numel, c.tiles);
   }
 
   std::mt19937_64 random_;
@@ -111,14 +110,17 @@ class AnyPlacement : public testing::TestWithParam<uint64_t> {};
 INSTANTIATE_TEST_SUITE_P(Seeds, AnyPlacement, testing::Range<uint64_t>(0, seed_count()));
 
 TEST_P(AnyPlacement, LeavesTheSameBits) {
-  static std::map<int, RunOutcome> everything_on_the_device;  // by ranks
+  static std::map<std::pair<int, int64_t>, RunOutcome> everything_on_the_device;
   const TemporaryDirectory directory;
   const Sample sample = Sampler(GetParam()).draw(directory.path());
-  auto reference = everything_on_the_device.find(sample.ranks);
+  // Tiles are part of the model's arithmetic.
+  const std::pair arithmetic(sample.ranks, sample.config.tiles);
+  auto reference = everything_on_the_device.find(arithmetic);
   if (reference == everything_on_the_device.end()) {
-    const RunOutcome outcome =
-        run_tiny_on_ranks(sample.ranks, Sampler::base(directory.path()), kSteps);
-    reference = everything_on_the_device.emplace(sample.ranks, outcome).first;
+    Config config = Sampler::base(directory.path());
+    config.tiles = sample.config.tiles;
+    const RunOutcome outcome = run_tiny_on_ranks(sample.ranks, config, kSteps);
+    reference = everything_on_the_device.emplace(arithmetic, outcome).first;
   }
   SCOPED_TRACE(sample.description);
   const RunOutcome outcome =

@@ -5,6 +5,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/ops/cpu/dropout.cc"
 #include <algorithm>
+#include <iterator>
 
 #include "hwy/foreach_target.h"
 #include "kernels/ops/cpu/dropout-inl.h"
@@ -16,7 +17,11 @@ template <class Element>
 void drop_tile(const DropoutArgs& args, int64_t begin, int64_t end) {
   using Stored = typename Element::Stored;
   uint16_t words[kDropoutRows];
-  keep_tile(args.dropout, static_cast<uint64_t>(begin / kDropoutRows), words, 1);
+  if (args.dropout.drops()) {
+    keep_tile(args.dropout, static_cast<uint64_t>(begin / kDropoutRows), words, 1);
+  } else {
+    std::fill(std::begin(words), std::end(words), uint16_t{0xffff});
+  }
   const KeptRow kept(words, args.dropout.scale);
   const Stored* x = static_cast<const Stored*>(args.x) + begin;
   Stored* out = static_cast<Stored*>(args.out) + begin;

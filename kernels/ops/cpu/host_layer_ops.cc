@@ -32,10 +32,12 @@ class Check {
   void workspace(const TensorView& view, size_t bytes) const {
     expect(view.bytes() >= bytes, "the workspace", "as large as asked for");
   }
-  DropoutStream stream(const DropoutSite& site) const {
+  DropoutStream stream(const DropoutSite& site, int64_t first_head = 0) const {
     expect(site.probability >= 0 && site.probability < 1, "the probability of dropout",
            "in [0, 1)");
-    return stream_of(site);
+    DropoutStream stream = stream_of(site);
+    stream.stream += static_cast<uint64_t>(first_head);
+    return stream;
   }
   void expect(bool condition, const char* what, const char* is) const {
     if (!condition) throw Error(std::string(op_) + ": " + what + " must be " + is + ".");
@@ -281,7 +283,7 @@ void HostLayerOps::attention_forward(const Attention& op) {
                                        .out = op.out.data,
                                        .saved = op.saved.as<float>(),
                                        .workspace = op.workspace.data,
-                                       .dropout = check.stream(op.dropout)};
+                                       .dropout = check.stream(op.dropout, op.first_head)};
   queue_.run([this, args] { prepared_.attention.forward(args); });
 }
 
@@ -302,7 +304,7 @@ void HostLayerOps::attention_backward(const AttentionBackward& op) {
                                         .saved = op.saved.as<float>(),
                                         .qkv_grad = op.qkv_grad.data,
                                         .workspace = op.workspace.data,
-                                        .dropout = check.stream(op.dropout)};
+                                        .dropout = check.stream(op.dropout, op.first_head)};
   queue_.run([this, args] { prepared_.attention.backward(args); });
 }
 

@@ -15,6 +15,7 @@ namespace {
 struct AttentionCase {
   int64_t batch, sequence, heads, head_channels;
   double dropout = 0;
+  int64_t first_head = 0;  // that dropout counts
 
   DropoutSite site() const {
     return {.probability = dropout, .key = {.seed = 3, .step = 9, .micro_batch = 1, .layer = 4}};
@@ -102,7 +103,7 @@ class HeadReference {
   }
 
   Real factor(int64_t query, int64_t key) const {
-    return Real(dropout_.of_attention(batch_, head_, query, key)).rounded();
+    return Real(dropout_.of_attention(batch_, shape_.first_head + head_, query, key)).rounded();
   }
   // A probability as dropout leaves it.
   Real dropped(int64_t query, int64_t key) const {
@@ -158,6 +159,7 @@ struct AttentionInputs {
                               .saved = saved,
                               .workspace = workspace,
                               .heads = shape.heads,
+                              .first_head = shape.first_head,
                               .dropout = shape.site()});
     bench->attention_backward({.qkv = qkv,
                                .out = out,
@@ -166,6 +168,7 @@ struct AttentionInputs {
                                .qkv_grad = qkv_grad,
                                .workspace = workspace,
                                .heads = shape.heads,
+                               .first_head = shape.first_head,
                                .dropout = shape.site()});
     bench.finish();
   }
@@ -213,7 +216,8 @@ INSTANTIATE_TEST_SUITE_P(
                                          AttentionCase{1, 64, 2, 16}, AttentionCase{1, 150, 1, 64},
                                          AttentionCase{1, 257, 2, 8},
                                          AttentionCase{2, 17, 3, 13, 0.1},
-                                         AttentionCase{1, 150, 2, 16, 0.4})));
+                                         AttentionCase{1, 150, 2, 16, 0.4},
+                                         AttentionCase{2, 40, 2, 8, 0.4, 3})));
 
 TEST(LayerAttentionGradient, MatchesFiniteDifferences) {
   for (const double dropout : {0.0, 0.3}) {

@@ -45,6 +45,18 @@ TEST_P(LayerDropoutTest, MatchesItsDefinition) {
   expect_close(sum, want_sum, "residual + out");
 }
 
+TEST_P(LayerDropoutTest, WithoutDropsItCopiesAndAdds) {
+  Bench bench;
+  const Tensor out(dtype(), {numel()}), sum = residual_.copy();
+  bench->dropout({.x = x_, .out = out});
+  bench->dropout({.x = x_, .residual = sum, .out = sum});
+  bench.finish();
+  Reals want_sum;
+  for (int64_t i = 0; i < numel(); ++i) want_sum.push_back(Real(residual_[i]) + Real(x_[i]));
+  EXPECT_TRUE(out.same_bits(x_));
+  expect_close(sum, want_sum, "residual + x");
+}
+
 TEST_P(LayerDropoutTest, BitsDependNeitherOnInstructionSetNorThreadsNorPlace) {
   Bench alone(1);
   const Tensor expected(dtype(), {numel()});

@@ -5,6 +5,9 @@ add_library(strata_options INTERFACE)
 # No contraction: the optimizer's bits must not depend on what the compiler fuses.
 target_compile_options(strata_options INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wshadow=local;-Wnon-virtual-dtor;-Woverloaded-virtual;-ffp-contract=off>)
+# Kernels share constexpr functions with the host.
+target_compile_options(strata_options INTERFACE
+  $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>)
 if(STRATA_WERROR)
   target_compile_options(strata_options INTERFACE
     $<$<COMPILE_LANGUAGE:CXX>:-Werror>

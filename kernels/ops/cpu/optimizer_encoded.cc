@@ -201,16 +201,12 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 #include "kernels/ops/cpu/optimizer_range.h"
-#include "strata/error.h"
+#include "kernels/ops/optimizer_checks.h"
 
 namespace strata::ops {
 namespace {
 
 HWY_EXPORT(update_encoded);
-
-bool is_plain(const StateSpan& span) {
-  return span.codec == Codec::fp32 || span.codec == Codec::none;
-}
 
 float* plain_values(const StateSpan& span, int64_t begin) {
   return span.codec == Codec::none ? nullptr : reinterpret_cast<float*>(span.data) + begin;
@@ -230,38 +226,13 @@ OptimizerSpans plain_spans(const EncodedSpans& spans) {
           .param_dtype = spans.param_dtype};
 }
 
-bool is_moment_codec(const StateSpan& span, bool kept) {
-  if (!kept) return true;
-  return span.data != nullptr &&
-         (span.codec == Codec::fp32 || span.codec == Codec::bf16 || span.codec == Codec::int8);
-}
-
-void check(const OptimizerScalars& scalars, const EncodedSpans& spans) {
-  const OptimizerMoments moments = moments_of(scalars.kind);
-  const bool master_fits =
-      spans.master.codec == Codec::fp32 ||
-      (spans.master.codec == Codec::split16 && spans.param_dtype == DType::bf16);
-  require(is_float(spans.grad_dtype) && is_float(spans.param_dtype),
-          "optimizer_update: gradient and parameter are fp32, bf16 or fp16");
-  require(spans.master.data != nullptr && master_fits,
-          "optimizer_update: the master is fp32, or split16 beside bf16 parameters");
-  require(is_moment_codec(spans.exp_avg, moments.exp_avg) &&
-              is_moment_codec(spans.exp_avg_sq, moments.exp_avg_sq),
-          "optimizer_update: the optimizer's moments are fp32, bf16 or int8");
-  require(!moments.exp_avg || !moments.exp_avg_sq || spans.exp_avg.codec == spans.exp_avg_sq.codec,
-          "optimizer_update: both moments have one codec");
-  require(spans.begin % kCodecBlockNumel == 0 && spans.end % kCodecBlockNumel == 0 &&
-              spans.first_index % kCodecBlockNumel == 0 && spans.begin <= spans.end,
-          "optimizer_update: encoded state is updated in whole blocks");
-}
-
 }  // namespace
 
 void optimizer_update(const OptimizerScalars& scalars, const EncodedSpans& spans) {
-  if (is_plain(spans.master) && is_plain(spans.exp_avg) && is_plain(spans.exp_avg_sq)) {
+  if (is_plain(spans)) {
     return optimizer_update(scalars, plain_spans(spans));
   }
-  check(scalars, spans);
+  check_update(scalars, spans);
   const auto kernel = in_force(HWY_DISPATCH_TABLE(update_encoded));
   for_grains(spans.end - spans.begin, [&](int64_t begin, int64_t end) {
     kernel(scalars, spans, spans.begin + begin, spans.begin + end);

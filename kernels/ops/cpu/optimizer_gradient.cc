@@ -121,7 +121,7 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 #include "kernels/ops/cpu/optimizer_range.h"
-#include "strata/error.h"
+#include "kernels/ops/optimizer_checks.h"
 
 namespace strata::ops {
 namespace {
@@ -129,10 +129,7 @@ HWY_EXPORT(land);
 }  // namespace
 
 void land_gradient(const LandGradientSpans& spans) {
-  require(is_float(spans.src_dtype) && spans.numel >= 0 && spans.numel % kGrainNumel == 0,
-          "land_gradient: gradients are fp32, bf16 or fp16, in whole grains");
-  require(spans.dst_dtype == DType::fp32 || (spans.dst_dtype == spans.src_dtype && !spans.add),
-          "land_gradient: the destination is fp32, or the source's dtype when not adding");
+  check_landing(spans);
   const auto kernel = in_force(HWY_DISPATCH_TABLE(land));
   for_grains(spans.numel, [&](int64_t begin, int64_t end) { kernel(spans, begin, end); });
 }

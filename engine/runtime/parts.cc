@@ -25,6 +25,7 @@ HostDeviceOptions host_options(const Config& config, const Disturbance& disturba
   options.memory_nodes = memory_nodes;
   if (config.device_memory != 0) options.cap_bytes = config.device_memory;
   options.delay_seed = disturbance.delay_seed;
+  options.guard_memory = disturbance.guard_memory;
   return options;
 }
 

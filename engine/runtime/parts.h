@@ -23,6 +23,7 @@ namespace strata::engine {
 // What tests do to a run. Delays and recoverable faults may not change a bit.
 struct Disturbance {
   uint64_t delay_seed = 0;          // random delays before every task of every queue
+  bool guard_memory = false;        // the host device's memory faults outside its queues
   std::optional<io::FaultPlan> io;  // short transfers, delays, reordering on the disk
   // Wraps the layers' mathematics, to plant an error in it.
   std::function<std::unique_ptr<ops::LayerOps>(std::unique_ptr<ops::LayerOps>)> wrap_ops;

@@ -8,6 +8,7 @@
 
 #include "kernels/device/host_memory.h"
 #include "kernels/device/host_queue.h"
+#include "kernels/device/memory_guard.h"
 #include "kernels/device/memory_meter.h"
 #include "kernels/device/page_spread.h"
 
@@ -38,14 +39,16 @@ class HostDevice final : public Device {
 
   std::unique_ptr<Queue> create_queue(const QueueOptions& queue) override {
     return std::make_unique<HostQueue>(queue, delay_of(options_, queue, ++queues_created_),
-                                       traffic_);
+                                       traffic_, options_.guard_memory ? &guard_ : nullptr);
   }
 
   MemoryBlock allocate(size_t bytes) override {
     if (bytes == 0) return {};
     meter_.reserve(bytes);
     try {
-      return MemoryBlock(map_resident(bytes, &spread_), bytes, this, &release);
+      MemoryBlock block(map_resident(bytes, &spread_), bytes, this, &release);
+      if (options_.guard_memory) guard_.add(block.data(), bytes);
+      return block;
     } catch (...) {
       meter_.release(bytes);
       throw;
@@ -65,14 +68,17 @@ class HostDevice final : public Device {
  private:
   // `owner` is the device whose cap the block counts against; null for pinned memory.
   static void release(void* owner, void* data, size_t bytes) noexcept {
+    auto* const device = static_cast<HostDevice*>(owner);
+    if (device != nullptr && device->options_.guard_memory) device->guard_.remove(data);
     unmap_resident(data, bytes);
-    if (owner != nullptr) static_cast<HostDevice*>(owner)->meter_.release(bytes);
+    if (device != nullptr) device->meter_.release(bytes);
   }
 
   const HostDeviceOptions options_;
   TrafficSink& traffic_;
   const PageSpread spread_;
   MemoryMeter meter_;
+  MemoryGuard guard_;
   std::atomic<uint64_t> queues_created_ = 0;
 };
 

@@ -22,6 +22,9 @@ struct HostDeviceOptions {
   int max_delay_us = 300;
   // NUMA nodes that memory is dealt to, device's and pinned; none: the kernel chooses.
   std::vector<int> memory_nodes = {};
+  // For tests: device memory faults where it is touched outside the device's queues
+  // (memory_guard.h).
+  bool guard_memory = false;
 };
 
 // `traffic` must outlive the device.

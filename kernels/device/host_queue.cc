@@ -9,6 +9,7 @@
 
 #include "kernels/device/copy_link.h"
 #include "kernels/device/host_memory.h"
+#include "kernels/device/memory_guard.h"
 #include "kernels/device/thread_team.h"
 #include "strata/wait_scope.h"
 
@@ -47,9 +48,11 @@ void name_this_thread(const char* name) {
 
 }  // namespace
 
-HostQueue::HostQueue(const QueueOptions& options, const QueueDelay& delay, TrafficSink& traffic)
+HostQueue::HostQueue(const QueueOptions& options, const QueueDelay& delay, TrafficSink& traffic,
+                     MemoryGuard* guard)
     : name_(options.name),
       traffic_(traffic),
+      guard_(guard),
       max_delay_us_(delay.max_us),
       delay_random_(delay.seed),
       ring_(std::make_unique<HostTask[]>(kQueueDepth)) {
@@ -160,6 +163,7 @@ void HostQueue::execute(HostTask& task, uint64_t point) noexcept {
   sleep_at_random();
   if (!fault_.happened()) {
     try {
+      const MemoryGuard::Access access(guard_);
       task();
     } catch (...) {
       fault_.set(point, std::current_exception());
@@ -178,7 +182,10 @@ void HostQueue::sleep_at_random() {
 void HostQueue::wait_and_report(const Event& event, const TrafficTag& tag) {
   if (event.reached()) return;
   const int64_t begin_ns = now_ns();
-  event.wait();
+  {
+    const MemoryGuard::Pause pause(guard_);
+    event.wait();
+  }
   record_wait(traffic_, tag, name_, begin_ns, now_ns());
 }
 

@@ -18,6 +18,8 @@
 
 namespace strata {
 
+class MemoryGuard;
+
 // A random time to sleep before each task. `max_us` 0: none.
 struct QueueDelay {
   uint64_t seed = 0;
@@ -27,8 +29,9 @@ struct QueueDelay {
 class HostQueue final : public Queue {
  public:
   // Returns when the worker and its team are running; throws what kept them from it. `traffic` must
-  // outlive the queue.
-  HostQueue(const QueueOptions& options, const QueueDelay& delay, TrafficSink& traffic);
+  // outlive the queue, and so must `guard`, whose memory its tasks may touch.
+  HostQueue(const QueueOptions& options, const QueueDelay& delay, TrafficSink& traffic,
+            MemoryGuard* guard = nullptr);
   ~HostQueue() override;
   HostQueue(const HostQueue&) = delete;
   HostQueue& operator=(const HostQueue&) = delete;
@@ -54,6 +57,7 @@ class HostQueue final : public Queue {
 
   const char* const name_;
   TrafficSink& traffic_;
+  MemoryGuard* const guard_;
   const int max_delay_us_;
   std::mt19937_64 delay_random_;  // the worker's
   QueueFault fault_;

@@ -65,6 +65,7 @@ class Sampler {
     if (one_of({true, false})) sample.disturbance.delay_seed = seed_ + 1;
     if (one_of({true, false, false})) sample.disturbance.io = testing_support::rough_disk(seed_);
     c.tiles = one_of({1, 1, 3});
+    sample.disturbance.guard_memory = one_of({true, false});
     describe(sample);
     return sample;
   }

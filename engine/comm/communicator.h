@@ -8,8 +8,9 @@
 //
 // After a CommError over MPI the process cannot make another communicator.
 //
-// Two transports: ranks as threads of one process (`local`), and processes under MPI (`mpi`). Both
-// move the same bytes and give the same bits.
+// Two transports: ranks as threads of one process (`local`), and processes under MPI (`mpi`). On
+// GPUs the bytes go over NCCL, and a transport watches (device_communicator.h). All of them move
+// the same bytes and give the same bits.
 #pragma once
 
 #include <cstddef>
@@ -78,7 +79,8 @@ struct CommunicatorOptions {
 };
 
 // Over `world.group` where that is set, over MPI otherwise; for a single rank, over nothing.
-// `queue` is a queue of the host device, and it, `ops` and `traffic` must outlive the communicator.
+// `queue` is a queue of the host device, or, as its native_handle() says, of a CUDA device; it,
+// `ops` of the same device and `traffic` must outlive the communicator.
 // Collective, in the same order on every rank where there are several: throws CommError when peers
 // do not come within the timeout, ConfigError when this build or launcher cannot connect the ranks.
 std::unique_ptr<Communicator> make_communicator(const World& world, Queue& queue,

@@ -59,6 +59,11 @@ void LocalMeeting::leave(int rank) noexcept {
   changed_.notify_all();
 }
 
+void LocalMeeting::check() {
+  const std::lock_guard lock(mutex_);
+  if (failed_) throw CommError(failure_);
+}
+
 void LocalMeeting::meet(std::unique_lock<std::mutex>& lock, int rank) {
   const uint64_t meeting = ++seats_[rank].meetings;
   const Call& call = seats_[rank].trade.call;

@@ -39,6 +39,8 @@ class LocalMeeting {
 
   // Ends the run for everybody with CommError(text); the first text stays.
   void fail(std::string_view text) noexcept;
+  // Throws the failure, once there is one.
+  void check();
   // Whoever waits for `rank` from now on fails. Its bytes are not read any more.
   void leave(int rank) noexcept;
 

@@ -24,13 +24,15 @@ class LocalTransport final : public Transport {
 
   void trade(const Trade& mine) override {
     meeting_->open(rank_, mine);
-    const uint64_t bytes = mine.call.bytes;
+    const uint64_t bytes = mine.moved_bytes();
     for (int peer = 0; peer < size(); ++peer) {
       if (peer == rank_ || bytes == 0) continue;
       std::memcpy(mine.taken_from(peer), meeting_->side_of(peer).given_to(rank_), bytes);
     }
     meeting_->close(rank_);
   }
+
+  void check() const override { meeting_->check(); }
 
   void abort(std::string_view reason) noexcept override {
     meeting_->fail(failed_text(rank_, reason));

@@ -1,6 +1,9 @@
 #include <fmt/format.h>
 
+#include <utility>
+
 #include "engine/comm/communicator.h"
+#include "engine/comm/device_communicator.h"
 #include "engine/comm/host_communicator.h"
 #include "engine/comm/local_transport.h"
 #include "engine/comm/mpi_transport.h"
@@ -27,7 +30,15 @@ std::unique_ptr<Communicator> make_communicator(const World& world, Queue& queue
                                                 ops::StateOps& ops,
                                                 const CommunicatorOptions& options,
                                                 TrafficSink& traffic) {
-  return std::make_unique<HostCommunicator>(connect(world, options), queue, ops, traffic);
+  auto transport = connect(world, options);
+  const bool on_device = queue.native_handle() != nullptr;
+  // A rank alone trades nothing.
+  if (!on_device || world.size == 1) {
+    return std::make_unique<HostCommunicator>(std::move(transport), queue, ops, traffic);
+  }
+  auto fabric = make_nccl_fabric(*transport);
+  return std::make_unique<DeviceCommunicator>(std::move(transport), std::move(fabric), queue, ops,
+                                              options, traffic);
 }
 
 }  // namespace strata::engine

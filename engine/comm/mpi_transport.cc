@@ -63,10 +63,12 @@ class Flow {
 
   Flow(const Route& route, int peer, Way way) : route_(route), peer_(peer), way_(way) {}
 
-  // `data` is only read where the way is to give. `mine` stays until done().
-  void start(const CallMessage& mine, std::byte* data) {
+  // `data` is only read where the way is to give. `mine` stays until done(). `bytes` of data follow
+  // the call.
+  void start(const CallMessage& mine, std::byte* data, uint64_t bytes) {
     mine_ = &mine;
     data_ = data;
+    bytes_ = bytes;
     posted_bytes_ = 0;
     message_ = mine;
     at_message_ = true;
@@ -86,8 +88,8 @@ class Flow {
     if (arrived == 0) return false;
     if (way_ == Way::take) inspect(status);
     at_message_ = false;
-    if (posted_bytes_ < mine_->bytes) {
-      const uint64_t left_bytes = mine_->bytes - posted_bytes_;
+    if (posted_bytes_ < bytes_) {
+      const uint64_t left_bytes = bytes_ - posted_bytes_;
       const int bytes = static_cast<int>(std::min<uint64_t>(left_bytes, route_.chunk_bytes));
       post(data_ + posted_bytes_, bytes);
       posted_bytes_ += bytes;
@@ -130,6 +132,7 @@ class Flow {
   CallMessage message_;  // ours on its way, or theirs
   bool at_message_ = false;
   std::byte* data_ = nullptr;
+  uint64_t bytes_ = 0;
   uint64_t posted_bytes_ = 0;
   int in_flight_bytes_ = 0;
   MPI_Request request_ = MPI_REQUEST_NULL;
@@ -207,6 +210,8 @@ class MpiTransport final : public Transport {
     }
   }
 
+  void check() const override { watch_->check(); }
+
   void abort(std::string_view reason) noexcept override {
     watch_->fail(failed_text(rank(), reason));
   }
@@ -225,8 +230,9 @@ class MpiTransport final : public Transport {
     message_ = message_of(trade.call);
     for (int peer = 0; peer < size(); ++peer) {
       if (peer == rank()) continue;
-      takes_[peer].start(message_, trade.taken_from(peer));
-      gives_[peer].start(message_, const_cast<std::byte*>(trade.given_to(peer)));
+      takes_[peer].start(message_, trade.taken_from(peer), trade.moved_bytes());
+      gives_[peer].start(message_, const_cast<std::byte*>(trade.given_to(peer)),
+                         trade.moved_bytes());
     }
   }
 

@@ -2,7 +2,7 @@
 // which every rank gives bytes to each of the others and takes as many from each.
 //
 // Implementations: LocalTransport (threads of one process), MpiTransport (processes).
-// HostCommunicator makes the verbs of it.
+// HostCommunicator makes the verbs of it; DeviceCommunicator watches over them with it.
 #pragma once
 
 #include <array>
@@ -43,7 +43,10 @@ struct Trade {
   std::byte* take = nullptr;
   uint64_t take_stride = 0;
   int without_place = std::numeric_limits<int>::max();  // the rank that `take` has no place for
+  bool moves =
+      true;  // false: the ranks meet and agree on the call, and the bytes stay where they are
 
+  uint64_t moved_bytes() const { return moves ? call.bytes : 0; }
   const std::byte* given_to(int rank) const { return give + rank * give_stride; }
   std::byte* taken_from(int rank) const {
     return take + (rank - (rank > without_place ? 1 : 0)) * take_stride;
@@ -64,6 +67,9 @@ class Transport {
   // a time. Throws CommError naming the rank that was lost, or that made another call; from then
   // on every rank's trades throw the same.
   virtual void trade(const Trade& trade) = 0;
+
+  // Throws CommError when the run has failed. Any thread.
+  virtual void check() const = 0;
 
   // See Communicator::abort().
   virtual void abort(std::string_view reason) noexcept = 0;

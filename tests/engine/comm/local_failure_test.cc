@@ -23,16 +23,19 @@ using testing_support::Rank;
 
 constexpr TrafficTag kTag = {StateKind::param, 0, "gather"};
 
-class LocalFailureTest : public testing::TestWithParam<FailureScenario> {};
-INSTANTIATE_TEST_SUITE_P(Scenarios, LocalFailureTest, testing::ValuesIn(failure_scenarios()),
-                         [](const testing::TestParamInfo<FailureScenario>& scenario) {
-                           return std::string(scenario.param.name);
+// Over the transport alone, and with one that watches over a device's network.
+class LocalFailureTest : public testing::TestWithParam<std::tuple<FailureScenario, bool>> {};
+INSTANTIATE_TEST_SUITE_P(Scenarios, LocalFailureTest,
+                         testing::Combine(testing::ValuesIn(failure_scenarios()), testing::Bool()),
+                         [](const auto& test) {
+                           return std::string(std::get<0>(test.param).name) +
+                                  (std::get<1>(test.param) ? "Fabric" : "");
                          });
 
 TEST_P(LocalFailureTest, EveryRankIsToldWhoAndWhy) {
-  const FailureScenario& scenario = GetParam();
+  const auto& [scenario, fabric] = GetParam();
   std::array<std::string, kScenarioRanks> told;
-  on_every_rank({.size = kScenarioRanks, .timeout_s = scenario.timeout_s},
+  on_every_rank({.size = kScenarioRanks, .fabric = fabric, .timeout_s = scenario.timeout_s},
                 [&](Rank& rank) { told[rank.rank()] = told_in(scenario, rank); });
   for (int rank = 0; rank < kScenarioRanks; ++rank) {
     const bool spared = rank == 1 && !scenario.rank_1_is_told;

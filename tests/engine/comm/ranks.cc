@@ -1,15 +1,55 @@
 #include "tests/engine/comm/ranks.h"
 
+#include <atomic>
 #include <cstdlib>
 #include <exception>
 #include <thread>
 
+#include "engine/comm/device_communicator.h"
 #include "engine/comm/host_communicator.h"
+#include "engine/comm/local_transport.h"
 #include "engine/comm/mpi_transport.h"
 #include "kernels/device/host_device.h"
+#include "strata/error.h"
 
 namespace strata::testing_support {
 namespace {
+
+// A device's network on the host: trades in the order of the queue over a transport of its own,
+// which says nothing of what goes wrong and waits until it is aborted, as a device does.
+class HostFabric final : public engine::Fabric {
+ public:
+  explicit HostFabric(std::unique_ptr<engine::Transport> transport)
+      : transport_(std::move(transport)) {}
+
+  std::string description() const override { return "a stand-in"; }
+  void trade(Queue& queue, const engine::Trade& trade) override {
+    queue.run([this, trade] {
+      try {
+        transport_->trade(trade);
+      } catch (const CommError&) {
+        aborted_.wait(false);
+      }
+    });
+  }
+  std::string failure() override { return {}; }
+  void abort() noexcept override {
+    aborted_ = true;
+    aborted_.notify_all();
+    transport_->abort("aborted");
+  }
+
+ private:
+  std::atomic<bool> aborted_ = false;
+  const std::unique_ptr<engine::Transport> transport_;
+};
+
+std::unique_ptr<engine::Transport> connect(const World& world, double timeout_s) {
+  if (world.group != nullptr) {
+    return engine::make_local_transport(world.group, world.rank, {.timeout_s = timeout_s});
+  }
+  return engine::make_mpi_transport(world, {.timeout_s = timeout_s});
+}
 
 void run(const World& world, const RankOptions& options, const std::function<void(Rank&)>& body) {
   try {
@@ -30,15 +70,18 @@ void run(const World& world, const RankOptions& options, const std::function<voi
 bool under_mpi() { return std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr; }
 
 std::vector<RankOptions> every_world() {
-  if (!under_mpi()) return {{.size = 1}, {.size = 2}, {.size = 3}, {.size = 4}};
+  if (!under_mpi()) {
+    return {{.size = 1}, {.size = 2}, {.size = 3}, {.size = 4}, {.size = 3, .fabric = true}};
+  }
   const int size = World::from_environment().size;
-  return {{.size = size}, {.size = size, .chunk_bytes = 1000}};
+  return {{.size = size}, {.size = size, .chunk_bytes = 1000}, {.size = size, .fabric = true}};
 }
 
 std::string world_name(const testing::TestParamInfo<RankOptions>& world) {
   const std::string size = std::to_string(world.param.size);
-  if (!under_mpi()) return "local" + size;
-  return "mpi" + size + (world.param.chunk_bytes == 0 ? "" : "SmallMessages");
+  const std::string way = world.param.fabric ? "Fabric" : "";
+  if (!under_mpi()) return "local" + size + way;
+  return "mpi" + size + way + (world.param.chunk_bytes == 0 ? "" : "SmallMessages");
 }
 
 std::unique_ptr<Queue> Rank::make_queue(const char* name) {
@@ -48,6 +91,13 @@ std::unique_ptr<Queue> Rank::make_queue(const char* name) {
 }
 
 std::unique_ptr<engine::Communicator> Rank::make_communicator(Queue& on) {
+  if (options.fabric) {
+    auto transport = connect(world, options.timeout_s);
+    auto fabric = std::make_unique<HostFabric>(connect(world, /*timeout_s=*/1e6));
+    return std::make_unique<engine::DeviceCommunicator>(
+        std::move(transport), std::move(fabric), on, *ops,
+        engine::CommunicatorOptions{.timeout_s = options.timeout_s}, sink);
+  }
   if (options.chunk_bytes == 0 || world.size == 1) {
     return engine::make_communicator(world, on, *ops, {.timeout_s = options.timeout_s}, sink);
   }

@@ -23,6 +23,7 @@ struct RankOptions {
   int size = 1;              // under MPI, the number of processes that there are
   uint64_t chunk_bytes = 0;  // of MPI's messages; 0 leaves it to Strata
   uint64_t delay_seed = 0;   // of the queues; 0: no delays
+  bool fabric = false;       // bytes go over a stand-in for a device's network
   double timeout_s = 120;    // long enough for a loaded machine: a test that gets there has failed
 };
 

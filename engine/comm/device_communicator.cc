@@ -1,0 +1,124 @@
+#include "engine/comm/device_communicator.h"
+
+#include <fmt/format.h>
+
+#include <chrono>
+#include <thread>
+#include <utility>
+
+#include "engine/comm/deadline.h"
+#include "strata/clock.h"
+#include "strata/error.h"
+
+namespace strata::engine {
+namespace {
+
+// Between two looks at a trade under way; nobody waits for what they find but a lost run.
+constexpr std::chrono::microseconds kLook(500);
+
+}  // namespace
+
+DeviceCommunicator::DeviceCommunicator(std::unique_ptr<Transport> transport,
+                                       std::unique_ptr<Fabric> fabric, Queue& queue,
+                                       ops::StateOps& ops, const CommunicatorOptions& options,
+                                       TrafficSink& traffic)
+    : TradingCommunicator(queue, ops),
+      transport_(std::move(transport)),
+      fabric_(std::move(fabric)),
+      timeout_s_(options.timeout_s),
+      traffic_(traffic),
+      watch_(make_host_queue({.name = "comm watch"}, {}, traffic)) {}
+
+// The watch ends first: it is what ends a queue that waits for ever.
+DeviceCommunicator::~DeviceCommunicator() {
+  watch_->finish();
+  queue().finish();
+}
+
+std::string DeviceCommunicator::description() const {
+  return fmt::format("{}, devices over {}", transport_->description(), fabric_->description());
+}
+
+void DeviceCommunicator::enqueue(const Trade& trade, const TrafficTag& tag) {
+  queue().run([this] {
+    throw_if_lost();
+    begin_ns_ = now_ns();
+  });
+  const Event reached = queue().record();
+  fabric_->trade(queue(), trade);
+  queue().run([this, trade, tag] {
+    throw_if_lost();
+    if (sent_bytes(trade) == 0) return;
+    traffic_.record({Activity::comm, tag, queue().name(), sent_bytes(trade), begin_ns_, now_ns()});
+  });
+  const Event done = queue().record();
+  watch_->run([this, call = trade.call, reached, done] { watch(call, reached, done); });
+}
+
+void DeviceCommunicator::exchange(std::span<const std::byte> mine, std::span<std::byte> all) {
+  const Trade trade = exchange_of(mine, all);
+  queue().synchronize();
+  watch_->run([this, trade] {
+    const int64_t begin_ns = now_ns();
+    try {
+      transport_->trade(trade);
+    } catch (...) {
+      lose(std::current_exception());
+      throw;
+    }
+    if (sent_bytes(trade) == 0) return;
+    traffic_.record(
+        {Activity::comm, kExchangeTag, queue().name(), sent_bytes(trade), begin_ns, now_ns()});
+  });
+  watch_->synchronize();
+}
+
+void DeviceCommunicator::abort(std::string_view reason) noexcept { transport_->abort(reason); }
+
+void DeviceCommunicator::watch(const Call& call, const Event& reached, const Event& done) {
+  try {
+    while (!reached.reached()) {
+      transport_->check();
+      std::this_thread::sleep_for(kLook);
+    }
+    transport_->trade({.call = call, .moves = false});
+    await(call, done);
+  } catch (...) {  // a failure of the queue's own work too: its peers are told elsewhere
+    lose(std::current_exception());
+    throw;
+  }
+}
+
+// All ranks have come: what is missing now is lost.
+void DeviceCommunicator::await(const Call& call, const Event& done) {
+  const int64_t deadline_ns = deadline_ns_after(timeout_s_);
+  while (!done.reached()) {
+    transport_->check();
+    const std::string failure = fabric_->failure();
+    if (!failure.empty()) {
+      transport_->abort(failure);
+    } else if (now_ns() >= deadline_ns) {
+      transport_->abort(fmt::format("{} ({}) did not end within {} s, though every rank came",
+                                    name(call.verb), call.label, timeout_s_));
+    } else {
+      std::this_thread::sleep_for(kLook);
+    }
+  }
+}
+
+void DeviceCommunicator::lose(std::exception_ptr failure) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (failure_ == nullptr) failure_ = std::move(failure);
+  }
+  lost_.store(true, std::memory_order_release);
+  fabric_->abort();
+}
+
+void DeviceCommunicator::throw_if_lost() {
+  if (!lost_.load(std::memory_order_acquire)) return;
+  const std::lock_guard lock(mutex_);
+  std::rethrow_exception(failure_);
+}
+
+}  // namespace strata::engine

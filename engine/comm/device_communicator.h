@@ -1,0 +1,60 @@
+// The verbs in device memory, over a fabric, with a transport beside it that watches.
+//
+// The fabric moves the bytes in the order of the queue. What it cannot do is say who is missing:
+// a rank that is dead, late or makes another call leaves the others' devices waiting for ever. So
+// on a thread of their own the ranks also meet over the transport at each trade, without its bytes
+// and without anybody's device waiting for that; the transport names the rank that does not come.
+// Then the fabric is aborted, its work ends, and the queue is poisoned with the CommError.
+#pragma once
+
+#include <atomic>
+#include <exception>
+#include <memory>
+#include <mutex>
+
+#include "engine/comm/fabric.h"
+#include "engine/comm/trading_communicator.h"
+#include "kernels/device/host_device.h"
+
+namespace strata::engine {
+
+class DeviceCommunicator final : public TradingCommunicator {
+ public:
+  // `queue`, `ops` (of the queue's device) and `traffic` must outlive the communicator, which waits
+  // for the queue's work.
+  DeviceCommunicator(std::unique_ptr<Transport> transport, std::unique_ptr<Fabric> fabric,
+                     Queue& queue, ops::StateOps& ops, const CommunicatorOptions& options,
+                     TrafficSink& traffic);
+  ~DeviceCommunicator() override;
+  DeviceCommunicator(const DeviceCommunicator&) = delete;
+  DeviceCommunicator& operator=(const DeviceCommunicator&) = delete;
+
+  int rank() const override { return transport_->rank(); }
+  int size() const override { return transport_->size(); }
+  std::string description() const override;
+
+  void exchange(std::span<const std::byte> mine, std::span<std::byte> all) override;
+  void abort(std::string_view reason) noexcept override;
+
+ private:
+  void enqueue(const Trade& trade, const TrafficTag& tag) override;
+  // The watching thread's: until the trade between the two events is done, or the run has failed.
+  void watch(const Call& call, const Event& reached, const Event& done);
+  void await(const Call& call, const Event& done);
+  void lose(std::exception_ptr failure);
+  void throw_if_lost();
+
+  const std::unique_ptr<Transport> transport_;  // the watching thread's, but for abort()
+  const std::unique_ptr<Fabric> fabric_;
+  const double timeout_s_;
+  TrafficSink& traffic_;
+  int64_t begin_ns_ = 0;  // of the trade that the queue is at; the queue's
+
+  std::atomic<bool> lost_ = false;
+  std::mutex mutex_;
+  std::exception_ptr failure_;  // protected by mutex_, set once
+
+  const std::unique_ptr<Queue> watch_;  // last: its thread uses the rest
+};
+
+}  // namespace strata::engine

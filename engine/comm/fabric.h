@@ -1,0 +1,36 @@
+// A device's own network between ranks: bytes go from memory of one device to another's in the
+// order of a queue, and no host looks at them. NCCL is one (nccl_fabric.cc); tests have a stand-in.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "engine/comm/transport.h"
+#include "kernels/device/device.h"
+
+namespace strata::engine {
+
+// One rank's connection. Who enqueues is one thread; failure() and abort() are for any.
+class Fabric {
+ public:
+  virtual ~Fabric() = default;
+
+  // "NCCL 2.27.7"
+  virtual std::string description() const = 0;
+
+  // Enqueues this rank's side of a trade, whose places lie in the queue's device. Nothing after
+  // abort().
+  virtual void trade(Queue& queue, const Trade& trade) = 0;
+
+  // What the network itself found wrong; empty: nothing so far.
+  virtual std::string failure() = 0;
+
+  // What is enqueued ends soon, done or not.
+  virtual void abort() noexcept = 0;
+};
+
+// Collective. Ranks find each other through `bootstrap`. Throws CommError, and ConfigError where
+// this build or machine has no NCCL.
+std::unique_ptr<Fabric> make_nccl_fabric(Transport& bootstrap);
+
+}  // namespace strata::engine

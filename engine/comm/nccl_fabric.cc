@@ -1,0 +1,170 @@
+// NCCL as a fabric. The library is opened when it is first needed, so that one binary starts with
+// and without it.
+#include <dlfcn.h>
+#include <fmt/format.h>
+#include <nccl.h>
+
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "engine/comm/fabric.h"
+#include "engine/comm/libraries.h"
+#include "strata/error.h"
+
+namespace strata::engine {
+namespace {
+
+// The functions that are used, from the library on this machine.
+struct NcclLibrary {
+  NcclLibrary() : handle(dlopen("libnccl.so.2", RTLD_NOW), &dlclose) {
+    if (handle == nullptr) {
+      throw ConfigError(
+          "several ranks compute on GPUs and libnccl.so.2 is not on this machine: install NCCL, "
+          "put its directory into LD_LIBRARY_PATH, or set strata.device to \"host\"");
+    }
+    find(get_unique_id, "ncclGetUniqueId");
+    find(comm_init_rank_config, "ncclCommInitRankConfig");
+    find(comm_get_async_error, "ncclCommGetAsyncError");
+    find(comm_abort, "ncclCommAbort");
+    find(all_gather, "ncclAllGather");
+    find(send, "ncclSend");
+    find(recv, "ncclRecv");
+    find(group_start, "ncclGroupStart");
+    find(group_end, "ncclGroupEnd");
+    find(get_error_string, "ncclGetErrorString");
+    find(get_last_error, "ncclGetLastError");
+  }
+
+  template <typename Function>
+  void find(Function*& function, const char* name) const {
+    function = reinterpret_cast<Function*>(dlsym(handle.get(), name));
+    if (function == nullptr) {
+      throw ConfigError(
+          fmt::format("libnccl.so.2 of this machine has no {}: install NCCL 2.14 or newer", name));
+    }
+  }
+
+  std::unique_ptr<void, int (*)(void*)> handle;
+  decltype(ncclGetUniqueId)* get_unique_id = nullptr;
+  decltype(ncclCommInitRankConfig)* comm_init_rank_config = nullptr;
+  decltype(ncclCommGetAsyncError)* comm_get_async_error = nullptr;
+  decltype(ncclCommAbort)* comm_abort = nullptr;
+  decltype(ncclAllGather)* all_gather = nullptr;
+  decltype(ncclSend)* send = nullptr;
+  decltype(ncclRecv)* recv = nullptr;
+  decltype(ncclGroupStart)* group_start = nullptr;
+  decltype(ncclGroupEnd)* group_end = nullptr;
+  decltype(ncclGetErrorString)* get_error_string = nullptr;
+  decltype(ncclGetLastError)* get_last_error = nullptr;
+};
+
+class NcclFabric final : public Fabric {
+ public:
+  explicit NcclFabric(Transport& bootstrap) : rank_(bootstrap.rank()), size_(bootstrap.size()) {
+    const ncclUniqueId id = share_id(bootstrap);
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.blocking = 0;  // so that a rank that is lost ends no thread of the others
+    start(nccl_.comm_init_rank_config(&comm_, size_, id, rank_, &config), "connecting");
+    for (;;) {
+      bootstrap.check();
+      if (settled("connecting")) return;
+      std::this_thread::yield();
+    }
+  }
+  ~NcclFabric() override { abort(); }
+
+  std::string description() const override { return nccl_library(); }
+
+  void trade(Queue& queue, const Trade& trade) override {
+    std::unique_lock lock(mutex_);
+    if (comm_ == nullptr) return;
+    auto* const stream = static_cast<cudaStream_t>(queue.native_handle());
+    if (trade.give_stride == 0) {
+      start(nccl_.all_gather(trade.given_to(rank_), trade.take, trade.call.bytes, ncclInt8, comm_,
+                             stream),
+            trade.call.label);
+    } else {
+      start(nccl_.group_start(), trade.call.label);
+      for (int peer = 0; peer < size_; ++peer) {
+        if (peer == rank_) continue;
+        start(nccl_.send(trade.given_to(peer), trade.call.bytes, ncclInt8, peer, comm_, stream),
+              trade.call.label);
+        start(nccl_.recv(trade.taken_from(peer), trade.call.bytes, ncclInt8, peer, comm_, stream),
+              trade.call.label);
+      }
+      start(nccl_.group_end(), trade.call.label);
+    }
+    // Enqueued when NCCL says so, and not before; the first time it connects peers, which abort()
+    // may end.
+    while (comm_ != nullptr && !settled(trade.call.label)) {
+      lock.unlock();
+      std::this_thread::yield();
+      lock.lock();
+    }
+  }
+
+  std::string failure() override {
+    const std::lock_guard lock(mutex_);
+    if (comm_ == nullptr) return {};
+    ncclResult_t state = ncclSuccess;
+    const ncclResult_t asked = nccl_.comm_get_async_error(comm_, &state);
+    const ncclResult_t worst = asked != ncclSuccess ? asked : state;
+    return worst == ncclSuccess || worst == ncclInProgress ? std::string() : text(worst);
+  }
+
+  void abort() noexcept override {
+    const std::lock_guard lock(mutex_);
+    if (comm_ != nullptr) nccl_.comm_abort(std::exchange(comm_, nullptr));
+  }
+
+ private:
+  // Rank 0's, at every rank.
+  ncclUniqueId share_id(Transport& bootstrap) const {
+    ncclUniqueId mine = {};
+    if (rank_ == 0) check(nccl_.get_unique_id(&mine), "beginning");
+    std::vector<ncclUniqueId> all(static_cast<size_t>(size_));
+    bootstrap.trade({.call = {Verb::make_communicator, "NCCL", sizeof(mine)},
+                     .give = reinterpret_cast<const std::byte*>(&mine),
+                     .take = reinterpret_cast<std::byte*>(all.data()),
+                     .take_stride = sizeof(mine)});
+    return rank_ == 0 ? mine : all[0];
+  }
+
+  std::string text(ncclResult_t result) const {
+    return fmt::format("NCCL: {} ({})", nccl_.get_error_string(result),
+                       nccl_.get_last_error(comm_));
+  }
+  void check(ncclResult_t result, const char* doing) const {
+    if (result == ncclSuccess) return;
+    throw CommError(fmt::format("{} on rank {}: {}", doing, rank_, text(result)));
+  }
+  // What a call that does not block returns.
+  void start(ncclResult_t result, const char* doing) const {
+    if (result != ncclInProgress) check(result, doing);
+  }
+  bool settled(const char* doing) const {
+    ncclResult_t state = ncclSuccess;
+    check(nccl_.comm_get_async_error(comm_, &state), doing);
+    if (state == ncclInProgress) return false;
+    check(state, doing);
+    return true;
+  }
+
+  const NcclLibrary nccl_;
+  const int rank_, size_;
+  std::mutex mutex_;
+  ncclComm_t comm_ = nullptr;  // null behind abort()
+};
+
+}  // namespace
+
+std::unique_ptr<Fabric> make_nccl_fabric(Transport& bootstrap) {
+  return std::make_unique<NcclFabric>(bootstrap);
+}
+
+}  // namespace strata::engine

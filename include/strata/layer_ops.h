@@ -40,20 +40,26 @@ class LayerOps {
 
   virtual Queue& queue() = 0;
 
-  // out (N, C) = token_table[tokens[n]] + position_table[n % T].
+  // out (N, C) = token_table[tokens[n]] + position_table[n % T]. The table may hold the rows of a
+  // range of tokens alone: the others add nothing, and get nothing in backward.
   struct Embedding {
     TensorView tokens;               // (B, T) int32, each in [0, V)
-    TensorView token_table;          // (V, C)
+    TensorView token_table;          // (V, C), or rows of tokens from first_token on
     TensorView position_table = {};  // (>= T, C); null view: none
     TensorView out;                  // (N, C)
+    bool accumulate = false;
+    int64_t first_token = 0;
+    int64_t vocab = 0;  // V; 0: up to the table's last row
   };
   virtual void embedding_forward(const Embedding& op) = 0;
   struct EmbeddingBackward {
     TensorView tokens;    // (B, T) int32
     TensorView out_grad;  // (N, C)
     // Unless accumulating, rows of tokens and positions that do not occur become zero.
-    GradOutput token_table = {};     // (V, C)
+    GradOutput token_table = {};     // as in forward
     GradOutput position_table = {};  // (>= T, C)
+    int64_t first_token = 0;
+    int64_t vocab = 0;
   };
   virtual void embedding_backward(const EmbeddingBackward& op) = 0;
 
@@ -158,6 +164,33 @@ class LayerOps {
   };
   virtual void cross_entropy(const CrossEntropy& op) = 0;
   virtual size_t cross_entropy_workspace_bytes(int64_t rows) const = 0;
+
+  // Cross-entropy of logits that are never all there: in parts, a range of classes each. Every part
+  // adds to a row's statistics, finish makes the loss of them, as cross_entropy does, and each
+  // part's backward then takes its logits again.
+  static constexpr int64_t kRowStatistics = 4;
+  struct CrossEntropyPart {
+    TensorView logits;      // (N, classes of the part)
+    TensorView targets;     // (N) int32, among all classes
+    TensorView statistics;  // (N, kRowStatistics) fp32
+    int64_t first_class = 0;
+    bool accumulate = false;  // false: begin the statistics
+  };
+  virtual void cross_entropy_part(const CrossEntropyPart& op) = 0;
+  struct CrossEntropyFinish {
+    TensorView targets;     // (N) int32
+    TensorView statistics;  // of all parts; completed for backward
+    int64_t classes = 0;    // of all parts
+    double* loss = nullptr;
+    float loss_scale = 1;
+  };
+  virtual void cross_entropy_finish(const CrossEntropyFinish& op) = 0;
+  struct CrossEntropyPartBackward {
+    TensorView logits, targets, statistics;
+    TensorView logits_grad;  // may be `logits`
+    int64_t first_class = 0;
+  };
+  virtual void cross_entropy_part_backward(const CrossEntropyPartBackward& op) = 0;
 
   // What matrices of `dtype` are multiplied in: another one where the device has no such products.
   virtual DType product_dtype(DType dtype) const = 0;

@@ -129,6 +129,13 @@ class PlantedOps final : public ops::LayerOps {
   size_t cross_entropy_workspace_bytes(int64_t rows) const override {
     return inner_->cross_entropy_workspace_bytes(rows);
   }
+  void cross_entropy_part(const CrossEntropyPart& op) override { inner_->cross_entropy_part(op); }
+  void cross_entropy_finish(const CrossEntropyFinish& op) override {
+    inner_->cross_entropy_finish(op);
+  }
+  void cross_entropy_part_backward(const CrossEntropyPartBackward& op) override {
+    inner_->cross_entropy_part_backward(op);
+  }
   DType product_dtype(DType dtype) const override { return inner_->product_dtype(dtype); }
 
  private:

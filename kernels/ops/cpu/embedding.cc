@@ -12,25 +12,48 @@
 HWY_BEFORE_NAMESPACE();
 namespace strata::ops::cpu::HWY_NAMESPACE {
 
+// What a row is the sum of, at most: what it holds, its token's row and its position's.
+template <class Stored>
+struct Terms {
+  const Stored* of[3] = {};
+  int count = 0;
+
+  void add(const Stored* term) { of[count++] = term; }
+};
+
+template <class Element>
+void sum_terms(const Terms<typename Element::Stored>& terms, int64_t channels,
+               typename Element::Stored* out) {
+  const size_t bytes = static_cast<size_t>(channels) * sizeof(*out);
+  if (terms.count == 0) {
+    std::memset(out, 0, bytes);
+  } else if (terms.count == 1) {
+    if (terms.of[0] != out) std::memcpy(out, terms.of[0], bytes);
+  } else {
+    for_vectors(channels, [&](int64_t i, auto part) {
+      auto sum =
+          hn::Add(load<Element>(terms.of[0] + i, part), load<Element>(terms.of[1] + i, part));
+      if (terms.count == 3) sum = hn::Add(sum, load<Element>(terms.of[2] + i, part));
+      store<Element>(sum, out + i, part);
+    });
+  }
+}
+
 void embed_rows(const EmbeddingForwardArgs& args, int64_t begin, int64_t end) {
-  const int64_t channels = args.shape.channels;
-  with_element(args.shape.dtype, [&](auto element) {
+  const EmbeddingShape& shape = args.shape;
+  with_element(shape.dtype, [&](auto element) {
     using Element = decltype(element);
     using Stored = typename Element::Stored;
+    const auto* tokens = static_cast<const Stored*>(args.token_table);
+    const auto* positions = static_cast<const Stored*>(args.position_table);
     for (int64_t row = begin; row < end; ++row) {
-      const auto* token =
-          static_cast<const Stored*>(args.token_table) + args.tokens[row] * channels;
-      const auto* position = static_cast<const Stored*>(args.position_table);
-      auto* out = static_cast<Stored*>(args.out) + row * channels;
-      if (position == nullptr) {
-        std::memcpy(out, token, static_cast<size_t>(channels) * sizeof(Stored));
-        continue;
-      }
-      position += row % args.shape.sequence * channels;
-      for_vectors(channels, [&](int64_t i, auto part) {
-        const auto sum = hn::Add(load<Element>(token + i, part), load<Element>(position + i, part));
-        store<Element>(sum, out + i, part);
-      });
+      const int64_t token = args.tokens[row];
+      Stored* out = static_cast<Stored*>(args.out) + row * shape.channels;
+      Terms<Stored> terms;
+      if (args.accumulate) terms.add(out);
+      if (shape.has_row(token)) terms.add(tokens + (token - shape.first_token) * shape.channels);
+      if (positions != nullptr) terms.add(positions + row % shape.sequence * shape.channels);
+      sum_terms<Element>(terms, shape.channels, out);
     }
   });
 }
@@ -56,7 +79,8 @@ void sum_token(const EmbeddingBackwardArgs& args, int64_t first, int64_t begin, 
   using Stored = typename Element::Stored;
   const int64_t channels = args.shape.channels;
   const int32_t id = args.tokens[first];
-  Stored* target = static_cast<Stored*>(args.token_table.data) + id * channels + begin;
+  Stored* target = static_cast<Stored*>(args.token_table.data) +
+                   (id - args.shape.first_token) * channels + begin;
   HWY_ALIGN float sums[kSumChannels] = {};
   for (int64_t row = first; row < args.shape.rows();
        row = find(args.tokens, row + 1, args.shape.rows(), id)) {
@@ -82,11 +106,12 @@ void sum_tokens(const EmbeddingBackwardArgs& args, int64_t begin, int64_t end) {
     auto* table = static_cast<typename Element::Stored*>(args.token_table.data);
     if (!args.token_table.accumulate) {
       const size_t bytes = static_cast<size_t>(end - begin) * sizeof(*table);
-      for (int64_t id = 0; id < args.shape.vocab; ++id) {
-        std::memset(table + id * args.shape.channels + begin, 0, bytes);
+      for (int64_t row = 0; row < args.shape.table_rows; ++row) {
+        std::memset(table + row * args.shape.channels + begin, 0, bytes);
       }
     }
     for (int64_t row = 0; row < args.shape.rows(); ++row) {
+      if (!args.shape.has_row(args.tokens[row])) continue;
       if (find(args.tokens, 0, row, args.tokens[row]) < row) continue;
       for (int64_t at = begin; at < end; at += kSumChannels) {
         sum_token<Element>(args, row, at, std::min(at + kSumChannels, end));

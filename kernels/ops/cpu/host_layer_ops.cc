@@ -65,24 +65,36 @@ int64_t rows_of(const TensorView& view) {
   return columns == 0 ? 0 : view.shape.numel() / columns;
 }
 
-cpu::EmbeddingShape embedding_shape(const TensorView& tokens, const TensorView& rows,
-                                    const TensorView& token_table,
-                                    const TensorView& position_table) {
-  const Check check("embedding", rows.dtype);
-  check.expect(tokens.shape.rank == 2, "the shape of the tokens", "(B, T)");
-  const cpu::EmbeddingShape shape{.batch = tokens.shape[0],
-                                  .sequence = tokens.shape[1],
-                                  .channels = columns_of(rows),
-                                  .vocab = token_table.shape[0],
-                                  .positions = position_table ? position_table.shape[0] : 0,
-                                  .dtype = rows.dtype};
-  check.typed(tokens, DType::int32, "the tokens", shape.rows());
-  check.matrix(rows, "the activations", shape.rows(), shape.channels);
-  if (token_table) {
-    check.matrix(token_table, "the token table", shape.vocab, shape.channels);
+// What an embedding's forward and backward are given alike.
+struct EmbeddingViews {
+  const TensorView& tokens;
+  const TensorView& rows;  // of the output, or its gradient
+  const TensorView& token_table;
+  const TensorView& position_table;
+  int64_t first_token, vocab;
+};
+
+cpu::EmbeddingShape embedding_shape(const EmbeddingViews& op) {
+  const Check check("embedding", op.rows.dtype);
+  check.expect(op.tokens.shape.rank == 2, "the shape of the tokens", "(B, T)");
+  const int64_t table_rows = op.token_table.shape[0];
+  const cpu::EmbeddingShape shape{.batch = op.tokens.shape[0],
+                                  .sequence = op.tokens.shape[1],
+                                  .channels = columns_of(op.rows),
+                                  .vocab = op.vocab > 0 ? op.vocab : op.first_token + table_rows,
+                                  .first_token = op.first_token,
+                                  .table_rows = table_rows,
+                                  .positions = op.position_table ? op.position_table.shape[0] : 0,
+                                  .dtype = op.rows.dtype};
+  check.typed(op.tokens, DType::int32, "the tokens", shape.rows());
+  check.matrix(op.rows, "the activations", shape.rows(), shape.channels);
+  if (op.token_table) {
+    check.matrix(op.token_table, "the token table", table_rows, shape.channels);
+    check.expect(op.first_token >= 0 && op.first_token + table_rows <= shape.vocab,
+                 "the token table", "of tokens in the vocabulary");
   }
-  if (position_table) {
-    check.matrix(position_table, "the position table", shape.positions, shape.channels);
+  if (op.position_table) {
+    check.matrix(op.position_table, "the position table", shape.positions, shape.channels);
     check.expect(shape.positions >= shape.sequence, "the position table",
                  "at least as long as a row of tokens");
   }
@@ -100,6 +112,23 @@ cpu::AttentionShape attention_shape(DType dtype, const Shape& qkv, int64_t heads
           .dtype = dtype};
 }
 
+static_assert(sizeof(cpu::RowStatistics) == LayerOps::kRowStatistics * sizeof(float));
+
+cpu::CrossEntropyPartArgs part_args(const TensorView& logits, const TensorView& targets,
+                                    const TensorView& statistics, int64_t first_class) {
+  const int64_t rows = rows_of(logits);
+  const Check check("cross_entropy", logits.dtype);
+  check.typed(targets, DType::int32, "the targets", rows);
+  check.typed(statistics, DType::fp32, "the statistics", rows * LayerOps::kRowStatistics);
+  return {.logits = logits.data,
+          .targets = targets.as<int32_t>(),
+          .statistics = statistics.as<cpu::RowStatistics>(),
+          .rows = rows,
+          .classes = columns_of(logits),
+          .first_class = first_class,
+          .dtype = logits.dtype};
+}
+
 }  // namespace
 
 HostLayerOps::HostLayerOps(Queue& queue, int threads) : queue_(queue), prepared_(threads) {}
@@ -108,17 +137,20 @@ HostLayerOps::~HostLayerOps() { queue_.finish(); }
 
 void HostLayerOps::embedding_forward(const Embedding& op) {
   const cpu::EmbeddingForwardArgs args{
-      .shape = embedding_shape(op.tokens, op.out, op.token_table, op.position_table),
+      .shape = embedding_shape(
+          {op.tokens, op.out, op.token_table, op.position_table, op.first_token, op.vocab}),
       .tokens = op.tokens.as<int32_t>(),
       .token_table = op.token_table.data,
       .position_table = op.position_table.data,
-      .out = op.out.data};
+      .out = op.out.data,
+      .accumulate = op.accumulate};
   queue_.run([args] { cpu::embedding_forward(args); });
 }
 
 void HostLayerOps::embedding_backward(const EmbeddingBackward& op) {
   const cpu::EmbeddingBackwardArgs args{
-      .shape = embedding_shape(op.tokens, op.out_grad, op.token_table.view, op.position_table.view),
+      .shape = embedding_shape({op.tokens, op.out_grad, op.token_table.view, op.position_table.view,
+                                op.first_token, op.vocab}),
       .tokens = op.tokens.as<int32_t>(),
       .out_grad = op.out_grad.data,
       .token_table = target(op.token_table),
@@ -346,6 +378,33 @@ void HostLayerOps::cross_entropy(const CrossEntropy& op) {
 
 size_t HostLayerOps::cross_entropy_workspace_bytes(int64_t rows) const {
   return static_cast<size_t>(rows) * sizeof(double);
+}
+
+void HostLayerOps::cross_entropy_part(const CrossEntropyPart& op) {
+  const auto args = part_args(op.logits, op.targets, op.statistics, op.first_class);
+  queue_.run([args, accumulate = op.accumulate] { cpu::cross_entropy_part(args, accumulate); });
+}
+
+void HostLayerOps::cross_entropy_finish(const CrossEntropyFinish& op) {
+  const int64_t rows = op.targets.numel();
+  const Check check("cross_entropy", DType::fp32);
+  check.typed(op.targets, DType::int32, "the targets", rows);
+  check.typed(op.statistics, DType::fp32, "the statistics", rows * kRowStatistics);
+  check.expect(op.loss != nullptr, "the place of the loss", "given");
+  const cpu::CrossEntropyFinishArgs args{.targets = op.targets.as<int32_t>(),
+                                         .statistics = op.statistics.as<cpu::RowStatistics>(),
+                                         .loss = op.loss,
+                                         .rows = rows,
+                                         .classes = op.classes,
+                                         .loss_scale = op.loss_scale};
+  queue_.run([args] { cpu::cross_entropy_finish(args); });
+}
+
+void HostLayerOps::cross_entropy_part_backward(const CrossEntropyPartBackward& op) {
+  const auto args = part_args(op.logits, op.targets, op.statistics, op.first_class);
+  const Check check("cross_entropy", op.logits.dtype);
+  check.matrix(op.logits_grad, "the gradient of the logits", args.rows, args.classes);
+  queue_.run([args, grad = op.logits_grad.data] { cpu::cross_entropy_part_backward(args, grad); });
 }
 
 DType HostLayerOps::product_dtype(DType dtype) const {

@@ -40,6 +40,9 @@ class HostLayerOps final : public LayerOps {
   size_t attention_workspace_bytes(DType dtype, const Shape& qkv, int64_t heads) const override;
   void cross_entropy(const CrossEntropy& op) override;
   size_t cross_entropy_workspace_bytes(int64_t rows) const override;
+  void cross_entropy_part(const CrossEntropyPart& op) override;
+  void cross_entropy_finish(const CrossEntropyFinish& op) override;
+  void cross_entropy_part_backward(const CrossEntropyPartBackward& op) override;
   DType product_dtype(DType dtype) const override;
 
  private:

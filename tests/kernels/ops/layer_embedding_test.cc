@@ -85,6 +85,55 @@ TEST_P(LayerEmbeddingTest, BackwardAccumulates) {
   expect_close(position_grad, accumulated(positions, position_table_), "position table");
 }
 
+// Tables of a range of tokens each, forward added up and backward row by row, have the whole's
+// bits.
+TEST_P(LayerEmbeddingTest, RangesOfTokensAddUpToTheTable) {
+  const int64_t vocab = shape().vocab, channels = shape().channels;
+  const Tensor whole(dtype(), {rows(), channels});
+  const Tensor whole_grad = token_table_.copy();
+  bench_->embedding_forward({tokens_, token_table_, position_table_, whole});
+  bench_->embedding_backward({tokens_, out_grad_, {whole_grad, true}, {}});
+  for (const int64_t cuts : {1, 2, 3}) {
+    const Tensor sum(dtype(), {rows(), channels});
+    const Tensor grad = token_table_.copy();
+    for (int64_t cut = 0; cut < cuts; ++cut) {
+      const int64_t first = vocab * cut / cuts;
+      const Shape rows_of_cut = {vocab * (cut + 1) / cuts - first, channels};
+      const auto range = [&](const Tensor& table) {
+        const size_t offset = static_cast<size_t>(first * channels) * size_bytes(dtype());
+        return TensorView{table.as<std::byte>() + offset, dtype(), rows_of_cut};
+      };
+      bench_->embedding_forward({.tokens = tokens_,
+                                 .token_table = range(token_table_),
+                                 .position_table = cut == 0 ? position_table_ : TensorView{},
+                                 .out = sum,
+                                 .accumulate = cut > 0,
+                                 .first_token = first,
+                                 .vocab = vocab});
+      bench_->embedding_backward({.tokens = tokens_,
+                                  .out_grad = out_grad_,
+                                  .token_table = {range(grad), true},
+                                  .first_token = first,
+                                  .vocab = vocab});
+    }
+    bench_.finish();
+    EXPECT_TRUE(sum.same_bits(whole)) << cuts;
+    EXPECT_TRUE(grad.same_bits(whole_grad)) << cuts;
+  }
+}
+
+// Where a range has no row for a token, forward alone gives zeros.
+TEST_P(LayerEmbeddingTest, TokensOfOtherRangesAreZero) {
+  const Tensor out(dtype(), {rows(), shape().channels});
+  bench_->embedding_forward({.tokens = tokens_,
+                             .token_table = token_table_,
+                             .out = out,
+                             .first_token = shape().vocab,
+                             .vocab = 2 * shape().vocab});
+  bench_.finish();
+  expect_close(out, Reals(static_cast<size_t>(out.numel())), "out");
+}
+
 TEST_P(LayerEmbeddingTest, BitsDoNotDependOnThreads) {
   const auto gradient = [&](int threads) {
     Bench bench(threads);
@@ -112,6 +161,24 @@ TEST(LayerEmbedding, TokensOutsideTheVocabularyFailTheWork) {
     const Tensor out(DType::fp32, {4, 8});
     bench->embedding_forward({tokens, table, {}, out});
     EXPECT_THROW(bench.finish(), Error) << bad;
+  }
+}
+
+// The vocabulary counts, not the range that the table holds.
+TEST(LayerEmbedding, TokensOutsideTheVocabularyFailTheWorkOfEveryRange) {
+  for (const int32_t token : {-1, 4, 5, 7, 8}) {
+    Bench bench;
+    const Tensor tokens = Tensor::ids({1, 1}, 1, 1);
+    tokens.as<int32_t>()[0] = token;
+    const Tensor table = Tensor::normal(DType::fp32, {2, 8}, 2);
+    const Tensor out(DType::fp32, {1, 8});
+    bench->embedding_forward(
+        {.tokens = tokens, .token_table = table, .out = out, .first_token = 5, .vocab = 8});
+    if (token >= 0 && token < 8) {
+      EXPECT_NO_THROW(bench.finish()) << token;
+    } else {
+      EXPECT_THROW(bench.finish(), Error) << token;
+    }
   }
 }
 

@@ -40,7 +40,10 @@ Model gpt2(const Gpt2Config& config, int64_t tiles) {
   model.vocab_size = config.vocab_size;
   model.max_sequence = config.n_positions;
   model.tiled = [config](int64_t into) { return gpt2(config, into); };
-  model.layers.push_back(std::make_shared<Gpt2Embedding>(config));
+  const int64_t vocab_tiles = std::min(tiles, config.vocab_size);
+  for (int64_t tile = 0; tile < vocab_tiles; ++tile) {
+    model.layers.push_back(std::make_shared<Gpt2Embedding>(config, tile, vocab_tiles));
+  }
   for (int64_t i = 0; i < config.n_layer; ++i) {
     if (tiles == 1) {
       model.layers.push_back(std::make_shared<Gpt2Block>(config, i));
@@ -50,12 +53,14 @@ Model gpt2(const Gpt2Config& config, int64_t tiles) {
       add_tiles(model, config, i, Gpt2Branch::mlp, std::min(tiles, inner));
     }
   }
-  model.layers.push_back(std::make_shared<Gpt2Head>(config));
+  for (int64_t tile = 0; tile < vocab_tiles; ++tile) {
+    model.layers.push_back(std::make_shared<Gpt2Head>(config, tile, vocab_tiles));
+  }
   model.description = fmt::format(
       "GPT-2, {} layers, {} channels, {} heads, vocabulary {}, layer norm epsilon {}{}{}, {:.1f} M "
       "parameters",
       config.n_layer, config.n_embd, config.n_head, config.vocab_size, config.layer_norm_epsilon,
-      dropout_words(config), tiles == 1 ? "" : fmt::format(", blocks in {} tiles", tiles),
+      dropout_words(config), tiles == 1 ? "" : fmt::format(", in {} tiles", tiles),
       static_cast<double>(model.num_parameters()) / 1e6);
   return model;
 }

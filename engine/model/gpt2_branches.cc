@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "engine/model/tile_slices.h"
 #include "engine/model/views.h"
 
 namespace strata::models {
@@ -138,14 +139,9 @@ size_t scratch_bytes(const ops::LayerOps& ops, const BranchSizes& s) {
 BranchShare BranchShare::of_block(const Gpt2Config& config) { return of_tile(config, 0, 1); }
 
 BranchShare BranchShare::of_tile(const Gpt2Config& config, int64_t tile, int64_t tiles) {
-  const auto begin = [tiles](int64_t total, int64_t t) { return total * t / tiles; };
-  const int64_t inner = inner_channels(config);
-  BranchShare share;
-  share.first_head = begin(config.n_head, tile);
-  share.heads = begin(config.n_head, tile + 1) - share.first_head;
-  share.first_inner = begin(inner, tile);
-  share.inner = begin(inner, tile + 1) - share.first_inner;
-  return share;
+  const TileRange heads = tile_range(config.n_head, tile, tiles);
+  const TileRange inner = tile_range(inner_channels(config), tile, tiles);
+  return {heads.begin, heads.count, inner.begin, inner.count};
 }
 
 BranchSizes::BranchSizes(const Gpt2Config& config, const BranchShare& of, const BatchShape& shape,

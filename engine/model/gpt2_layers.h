@@ -11,15 +11,32 @@
 
 namespace strata::models {
 
-// Token and position embeddings, with dropout of their sum. Owns the token table that the head
+// The part of the vocabulary that a layer computes with: all of it, or a tile's.
+struct VocabShare {
+  int64_t tile = 0, tiles = 1;
+  int64_t first_token = 0, tokens = 0;
+
+  static VocabShare of_tile(const Gpt2Config& config, int64_t tile, int64_t tiles);
+  bool is_whole() const { return tiles == 1; }
+  bool is_last() const { return tile + 1 == tiles; }
+  // What a layer with this share is called.
+  std::string named(const std::string& whole) const;
+};
+// The share's rows of the table that embedding and head have in common.
+Parameter token_table(const Gpt2Config& config, const VocabShare& share);
+
+// Token and position embeddings, with dropout of their sum: for all tokens, or as one of the tiles
+// that add up to that, of which the first adds the positions. Owns the token table that the head
 // shares.
 class Gpt2Embedding final : public Layer {
  public:
-  explicit Gpt2Embedding(const Gpt2Config& config) : config_(config) {}
+  explicit Gpt2Embedding(const Gpt2Config& config, int64_t tile = 0, int64_t tiles = 1)
+      : config_(config), share_(VocabShare::of_tile(config, tile, tiles)) {}
 
-  std::string name() const override { return "transformer.embedding"; }
+  std::string name() const override { return share_.named("transformer.embedding"); }
   std::vector<Parameter> parameters() const override;
   int64_t output_channels() const override { return config_.n_embd; }
+  bool is_further_tile() const override { return share_.tile > 0; }
   LayerFootprint footprint(const ops::LayerOps& ops, const BatchShape& batch,
                            DType dtype) const override;
   void forward(const LayerForward& context) const override;
@@ -27,8 +44,10 @@ class Gpt2Embedding final : public Layer {
 
  private:
   ops::DropoutSite site(const RandomKey& random) const;
+  bool adds_positions() const { return share_.tile == 0; }
 
   const Gpt2Config config_;
+  const VocabShare share_;
 };
 
 // A block's parameters, in the order in which it declares them.
@@ -119,14 +138,20 @@ class Gpt2Tile final : public Layer {
 
 // Final layer norm, logits = x . wte^T, mean cross-entropy. The saved bytes begin with the logits
 // (B*T, V); a training forward replaces them by their gradient.
+//
+// A tile has the logits of its share of the vocabulary. What tiles write together are the statistics
+// that the loss and each logit's gradient follow from; the last one makes the loss. The first owns
+// the layer norm.
 class Gpt2Head final : public Layer {
  public:
-  explicit Gpt2Head(const Gpt2Config& config) : config_(config) {}
+  explicit Gpt2Head(const Gpt2Config& config, int64_t tile = 0, int64_t tiles = 1)
+      : config_(config), share_(VocabShare::of_tile(config, tile, tiles)) {}
 
-  std::string name() const override { return "transformer.head"; }
+  std::string name() const override { return share_.named("transformer.head"); }
   std::vector<Parameter> parameters() const override;
   std::vector<std::string> shared_parameters() const override;
-  int64_t output_channels() const override { return 0; }
+  int64_t output_channels() const override;
+  bool is_further_tile() const override { return share_.tile > 0; }
   LayerFootprint footprint(const ops::LayerOps& ops, const BatchShape& batch,
                            DType dtype) const override;
   void forward(const LayerForward& context) const override;
@@ -134,7 +159,10 @@ class Gpt2Head final : public Layer {
   void backward(const LayerBackward& context) const override;
 
  private:
+  void add_to_loss(const LayerForward& context, const TensorView& logits) const;
+
   const Gpt2Config config_;
+  const VocabShare share_;
 };
 
 }  // namespace strata::models

@@ -1,6 +1,7 @@
 #include <utility>
 
 #include "engine/model/gpt2_layers.h"
+#include "engine/model/tile_slices.h"
 #include "strata/carver.h"
 #include "strata/layer_ops.h"
 
@@ -28,23 +29,16 @@ BranchShare share_of(const Gpt2Config& config, Gpt2Branch branch, int64_t tile, 
 class Slices {
  public:
   Slices(const Gpt2Config& config, int64_t block, int64_t tile)
-      : whole_(block_parameters(config, block)), suffix_(".tile" + std::to_string(tile)) {}
+      : whole_(block_parameters(config, block)), tile_(tile) {}
 
-  // `shape` is the whole's, as dimensions of which one is cut.
-  Parameter cut(BlockParam which, const Shape& shape, size_t dim, int64_t begin,
-                int64_t count) const {
-    Parameter slice = whole(which);
-    slice.slice = {.of = slice.name, .shape = shape, .dim = dim, .begin = begin};
-    slice.name += suffix_;
-    slice.shape = shape;
-    slice.shape.dims[dim] = count;
-    return slice;
+  Parameter cut(BlockParam which, const Shape& shape, size_t dim, const TileRange& range) const {
+    return tile_slice(whole(which), shape, dim, range, tile_);
   }
   const Parameter& whole(BlockParam which) const { return whole_[which]; }
 
  private:
   const std::vector<Parameter> whole_;
-  const std::string suffix_;
+  const int64_t tile_;
 };
 
 }  // namespace
@@ -74,26 +68,24 @@ Gpt2Tile::Gpt2Tile(const Gpt2Config& config, int64_t block, Gpt2Branch branch, i
       tile_(tile),
       share_(share_of(config, branch, tile, tiles)) {}
 
-std::string Gpt2Tile::name() const {
-  return branch_name(block_, branch_) + ".tile" + std::to_string(tile_);
-}
+std::string Gpt2Tile::name() const { return tile_name(branch_name(block_, branch_), tile_); }
 
 std::vector<Parameter> Gpt2Tile::parameters() const {
   const Slices slices(config_, block_, tile_);
   const int64_t channels = config_.n_embd;
   const int64_t head = channels / config_.n_head;
-  const int64_t first = is_attention() ? share_.first_head * head : share_.first_inner;
-  const int64_t count = is_attention() ? share_.heads * head : share_.inner;
+  const TileRange range = is_attention() ? TileRange{share_.first_head * head, share_.heads * head}
+                                         : TileRange{share_.first_inner, share_.inner};
   const int64_t inner = BranchShare::of_block(config_).inner;
   std::vector<Parameter> parameters;
   if (is_attention()) {
-    parameters = {slices.cut(kQkvWeight, {channels, 3, channels}, 2, first, count),
-                  slices.cut(kQkvBias, {3, channels}, 1, first, count),
-                  slices.cut(kProjectionWeight, {channels, channels}, 0, first, count)};
+    parameters = {slices.cut(kQkvWeight, {channels, 3, channels}, 2, range),
+                  slices.cut(kQkvBias, {3, channels}, 1, range),
+                  slices.cut(kProjectionWeight, {channels, channels}, 0, range)};
   } else {
-    parameters = {slices.cut(kUpWeight, {channels, inner}, 1, first, count),
-                  slices.cut(kUpBias, {inner}, 0, first, count),
-                  slices.cut(kDownWeight, {inner, channels}, 0, first, count)};
+    parameters = {slices.cut(kUpWeight, {channels, inner}, 1, range),
+                  slices.cut(kUpBias, {inner}, 0, range),
+                  slices.cut(kDownWeight, {inner, channels}, 0, range)};
   }
   if (tile_ == 0) parameters.push_back(slices.whole(is_attention() ? kProjectionBias : kDownBias));
   return parameters;

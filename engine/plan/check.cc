@@ -158,10 +158,10 @@ void check_tiles(const Model& model) {
   for (size_t i = 0; i < model.layers.size(); ++i) {
     const Layer& layer = *model.layers[i];
     if (!layer.is_further_tile()) continue;
-    if (i == 0 || i + 1 == model.layers.size()) {
+    if (i == 0) {
       throw ConfigError(
-          fmt::format("layer '{}' is a further tile, and the model's {}: add a layer {} it",
-                      layer.name(), i == 0 ? "first" : "last", i == 0 ? "before" : "behind"));
+          fmt::format("layer '{}' is a further tile, and the model's first: add a layer before it",
+                      layer.name()));
     }
     const int64_t before = model.layers[i - 1]->output_channels();
     if (layer.output_channels() == before) continue;

@@ -18,7 +18,10 @@ void ActivationStore::enter(const Action& compute) {
   if (compute.input >= 0) wait(places_[static_cast<size_t>(compute.input)].ready);
   if (compute.output < 0) return;
   wait(places_[static_cast<size_t>(compute.output)].saved);
-  if (plan_.layout.units()[static_cast<size_t>(compute.unit)].first_tile != compute.unit) return;
+  // Tiles add to what the first one writes, and the last layer's read it in backward.
+  const bool writes =
+      plan_.layout.units()[static_cast<size_t>(compute.unit)].first_tile == compute.unit;
+  if (!writes || compute.op != Action::Op::forward) return;
   poison(parts_.compute, place(compute.output), unit(compute).output_bytes);
 }
 

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "engine/runtime/runtime.h"
 #include "kernels/ops/optimizer_ops.h"
@@ -24,12 +25,14 @@ void Runtime::require_layers_compute() const {
   throw ConfigError("the caller computes (Options::own_compute), losses too");
 }
 
-double Runtime::evaluate(const Batch& batch) {
+double Runtime::evaluate(const Batch& batch, ScoreRows* scores) {
   const LinkBytes moved_before = moved();
+  LinkBytes planned = plan_->summary.evaluate_traffic;
+  if (scores != nullptr) planned[static_cast<size_t>(Activity::d2h)] += score_bytes(*scores);
   upload({&batch, 1});
-  execute(plan_->evaluate, /*training=*/false);
+  execute(plan_->evaluate, /*training=*/false, scores);
   const double loss = read_losses(1);
-  check_traffic(moved_before, plan_->summary.evaluate_traffic);
+  check_traffic(moved_before, planned);
   return loss;
 }
 
@@ -54,42 +57,69 @@ double Runtime::evaluate(std::span<const Batch> micro_batches) {
   return all_counted == 0 ? 0.0 : all_sum / all_counted;
 }
 
-TensorView Runtime::scores_view() const {
-  const Action last{Action::Op::forward, static_cast<int>(model_.layers.size()) - 1};
-  const TensorView scores = model_.layers.back()->scores(layer_context(last, {}));
-  const Shape expected = {shape_.tokens(), model_.target_classes()};
-  if (!scores || expected[1] == 0) throw ConfigError("the model's last layer gives no scores");
-  if (scores.shape != expected || scores.dtype != config_.dtype) {
-    throw ConfigError(fmt::format("Layer::scores of '{}' should give a matrix of {} by {} in {}",
-                                  model_.layers.back()->name(), expected[0], expected[1],
-                                  name(config_.dtype)));
+TensorView Runtime::scores_of(int unit) const {
+  const Action forward{Action::Op::forward, unit};
+  return model_.layers[static_cast<size_t>(unit)]->scores(layer_context(forward, {}));
+}
+
+uint64_t Runtime::score_bytes(const ScoreRows& scores) const {
+  return static_cast<uint64_t>(scores.rows * model_.target_classes()) * size_bytes(config_.dtype);
+}
+
+void Runtime::check_scores() const {
+  const Unit& last = plan_->layout.units().back();
+  int64_t columns_left = model_.target_classes();
+  for (int unit = last.first_tile; unit <= last.last_tile; ++unit) {
+    const TensorView scores = scores_of(unit);
+    if (!scores || model_.target_classes() == 0) {
+      throw ConfigError("the model's last layer gives no scores");
+    }
+    const bool is_last = unit == last.last_tile;
+    const Shape& shape = scores.shape;
+    const bool has_columns = is_last ? shape[1] == columns_left : shape[1] <= columns_left;
+    if (shape.rank != 2 || shape[0] != shape_.tokens() || !has_columns ||
+        scores.dtype != config_.dtype) {
+      throw ConfigError(
+          fmt::format("Layer::scores of '{}' should give a matrix of {} by {}{} in {}",
+                      model_.layers[static_cast<size_t>(unit)]->name(), shape_.tokens(),
+                      is_last ? "" : "at most ", columns_left, name(config_.dtype)));
+    }
+    columns_left -= shape[1];
   }
-  return scores;
 }
 
 // A row at a time: that is what the plan has room for, however many classes there are.
-std::vector<float> Runtime::read_scores(int64_t first_row, int64_t rows) {
-  const TensorView scores = scores_view();
+void Runtime::read_scores(int unit, ScoreRows& wanted) {
+  if (unit < plan_->layout.units().back().first_tile) return;
+  const TensorView scores = scores_of(unit);
   const int64_t columns = scores.shape[1];
   const size_t row_bytes = static_cast<size_t>(columns) * size_bytes(scores.dtype);
-  std::vector<float> values(static_cast<size_t>(rows * columns));
-  for (int64_t row = 0; row < rows; ++row) {
-    copy_out_->copy(scores_readback_.data(),
-                    scores.as<std::byte>() + static_cast<size_t>(first_row + row) * row_bytes,
-                    row_bytes, CopyDirection::device_to_host, {StateKind::other, -1, "scores"});
+  copy_out_->wait(compute_->record(), {StateKind::other, unit, "scores wait for compute"});
+  for (int64_t row = 0; row < wanted.rows; ++row) {
+    copy_out_->copy(
+        scores_readback_.data(),
+        scores.as<std::byte>() + static_cast<size_t>(wanted.first_row + row) * row_bytes, row_bytes,
+        CopyDirection::device_to_host, {StateKind::other, unit, "scores"});
     copy_out_->synchronize();
-    ops::cast(values.data() + row * columns, DType::fp32, scores_readback_.data(), scores.dtype,
-              columns);
+    ops::cast(wanted.values.data() + row * model_.target_classes() + wanted.columns_read,
+              DType::fp32, scores_readback_.data(), scores.dtype, columns);
   }
-  return values;
+  wanted.columns_read += columns;
+}
+
+std::vector<float> Runtime::scores(const Batch& batch, int64_t first_row, int64_t rows) {
+  check_batch(batch);
+  check_scores();
+  settle();
+  ScoreRows wanted{.first_row = first_row, .rows = rows};
+  wanted.values.resize(static_cast<size_t>(rows * model_.target_classes()));
+  evaluate(batch, &wanted);
+  return std::move(wanted.values);
 }
 
 std::vector<float> Runtime::scores(const Batch& batch) {
   require_layers_compute();
-  check_batch(batch);
-  settle();
-  evaluate(batch);
-  return read_scores(0, shape_.tokens());
+  return scores(batch, 0, shape_.tokens());
 }
 
 std::vector<float> Runtime::next_token_scores(std::span<const int32_t> tokens) {
@@ -106,10 +136,7 @@ std::vector<float> Runtime::next_token_scores(std::span<const int32_t> tokens) {
   std::copy(tokens.begin(), tokens.end(), row.begin());
   const std::vector<int32_t> no_targets(numel, -1);
   const Batch batch{shape_, row, no_targets};
-  check_batch(batch);
-  settle();
-  evaluate(batch);
-  return read_scores(static_cast<int64_t>(tokens.size()) - 1, 1);
+  return scores(batch, static_cast<int64_t>(tokens.size()) - 1, 1);
 }
 
 }  // namespace strata::engine

@@ -321,13 +321,14 @@ class GradientSlots {
 
 // Places of outputs: from the forward that writes one to the last compute that reads it. One that
 // waits for backward elsewhere gives its place back in between. Tiles write one output together:
-// that of the last of them.
+// that of the last of them. The last layer's tiles read it themselves, in backward; without tiles
+// the last layer has none.
 class Places {
  public:
   explicit Places(const ProgramInput& input)
       : input_(input),
         units_(input.layout.units()),
-        last_(static_cast<int>(units_.size()) - 1),
+        last_layer_(units_.back()),
         pool_(input.overlap && any_stored()) {}
 
   const std::vector<uint64_t>& place_bytes() const { return pool_.sizes(); }
@@ -346,8 +347,9 @@ class Places {
     const int m = compute.micro_batch;
     const Unit& unit = of(compute);
     if (unit.input_unit() >= 0) compute.input = place_.at({unit.input_unit(), m});
-    if (compute.op != Op::forward || compute.unit == last_) return;
-    const bool begins = unit.first_tile == compute.unit;
+    const bool forward = compute.op == Op::forward;
+    if (forward ? !has_output(unit) : !reads_own_output(unit)) return;
+    const bool begins = forward && unit.first_tile == compute.unit;
     compute.output = begins ? take(unit.last_tile, m) : place_.at({unit.last_tile, m});
   }
 
@@ -362,6 +364,7 @@ class Places {
       save.output = compute.output;
       actions.push_back(save);
     }
+    if (reads_own_output(unit) && !(forward && input_.training)) give_back(unit.last_tile, m);
     if (unit.input_unit() < 0) return;
     const bool read_again = forward && input_.training && !is_stored(unit.input_unit());
     if (!read_again) give_back(unit.input_unit(), m);
@@ -369,13 +372,19 @@ class Places {
 
  private:
   const Unit& of(const Action& compute) const { return units_[static_cast<size_t>(compute.unit)]; }
-  // The last unit's input is read by its backward at once.
+  bool reads_own_output(const Unit& unit) const {
+    return unit.layer == last_layer_.layer && unit.first_tile != unit.last_tile;
+  }
+  bool has_output(const Unit& unit) const {
+    return unit.layer != last_layer_.layer || reads_own_output(unit);
+  }
+  // The last layer's input is read by its backward at once.
   bool is_stored(int unit) const {
-    return input_.training && unit < last_ - 1 &&
+    return input_.training && unit < last_layer_.input_unit() &&
            input_.checkpoint_tier[static_cast<size_t>(unit)] != Tier::device;
   }
   bool any_stored() const {
-    for (int unit = 0; unit < last_; ++unit) {
+    for (int unit = 0; unit < last_layer_.input_unit(); ++unit) {
       if (is_stored(unit)) return true;
     }
     return false;
@@ -393,7 +402,7 @@ class Places {
 
   const ProgramInput& input_;
   const std::vector<Unit>& units_;
-  const int last_;
+  const Unit& last_layer_;  // the last of its units
   Pool<uint64_t> pool_;
   std::map<std::pair<int, int>, int> place_;  // of (unit, micro-batch)
 };

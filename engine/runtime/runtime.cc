@@ -248,9 +248,9 @@ void Runtime::forward(const Action& action, bool training) {
   gathers_->need(unit.needs);
   const auto params = window_->use(action.unit, *compute_);
   activations_->enter(action);
-  // A recomputation has no place for an output: it is after the saved bytes alone.
+  // A recomputation is after the saved bytes alone.
   const LayerForward context{layer_context(action, params),
-                             output(action.unit, action.output),
+                             output(action.unit, action.recompute ? -1 : action.output),
                              /*accumulate=*/action.unit != unit.first_tile,
                              losses_.as<double>() + action.micro_batch,
                              training,
@@ -270,9 +270,11 @@ void Runtime::backward(const Action& action) {
   activations_->enter(action);
   const Unit& unit = plan_->layout.units()[static_cast<size_t>(action.unit)];
   const LayerBackward context{layer_context(action, params),
+                              output(action.unit, action.output),
                               output_grad(action.unit, action.output_grad),
                               output_grad(unit.input_unit(), action.input_grad),
-                              /*accumulate=*/action.unit != unit.last_tile, grads};
+                              /*accumulate=*/action.unit != unit.last_tile,
+                              grads};
   passes_->begin();
   model_.layers[static_cast<size_t>(action.unit)]->backward(context);
   passes_->end({StateKind::activation, action.unit, "backward"});
@@ -281,7 +283,7 @@ void Runtime::backward(const Action& action) {
   activations_->leave(action, done);
 }
 
-void Runtime::execute(const Program& program, bool training) {
+void Runtime::execute(const Program& program, bool training, ScoreRows* scores) {
   for (const Action& action : program.actions) {
     switch (action.op) {
       case Action::Op::gather:
@@ -290,6 +292,7 @@ void Runtime::execute(const Program& program, bool training) {
       case Action::Op::forward:
         enter(&Marks::forward_ns);
         forward(action, training);
+        if (scores != nullptr) read_scores(action.unit, *scores);
         gathers_->start_all();
         break;
       case Action::Op::backward:

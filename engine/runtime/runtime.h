@@ -119,6 +119,13 @@ class Runtime {
     StepAccount account;
   };
 
+  // What an evaluation reads of the last layer's scores on its way.
+  struct ScoreRows {
+    int64_t first_row = 0, rows = 0;
+    std::vector<float> values = {};  // (rows, classes)
+    int64_t columns_read = 0;
+  };
+
   void build(const Disturbance& disturbance);
   template <typename Visit>
   void for_file_queues(const Visit& visit) const {
@@ -143,12 +150,16 @@ class Runtime {
   int next_micro_batch(int unit) const;
   void hand_over();
   void require_layers_compute() const;
-  double evaluate(const Batch& batch);  // its mean loss
-  // Of the last evaluated batch: all, as Layer::scores has them, and `rows` of them.
-  TensorView scores_view() const;
-  std::vector<float> read_scores(int64_t first_row, int64_t rows);
+  double evaluate(const Batch& batch, ScoreRows* scores = nullptr);  // its mean loss
+  // Throws ConfigError for a model that has none, or not those of all classes.
+  void check_scores() const;
+  TensorView scores_of(int unit) const;  // where Layer::scores has them
+  uint64_t score_bytes(const ScoreRows& scores) const;
+  // What a unit's forward has left of them, before the next tile's takes its place.
+  void read_scores(int unit, ScoreRows& wanted);
+  std::vector<float> scores(const Batch& batch, int64_t first_row, int64_t rows);
   void upload(std::span<const Batch> batches);
-  void execute(const Program& program, bool training);
+  void execute(const Program& program, bool training, ScoreRows* scores = nullptr);
   void forward(const Action& action, bool training);
   void backward(const Action& action);
   LayerContext layer_context(const Action& action, std::span<const TensorView> params) const;

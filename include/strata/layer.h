@@ -48,7 +48,7 @@ struct Parameter {
 
 // Bytes a layer needs on the device for one micro-batch.
 struct LayerFootprint {
-  size_t saved_bytes = 0;      // written by forward, read by backward
+  size_t saved_bytes = 0;      // written by forward, read by backward, which may overwrite them
   size_t workspace_bytes = 0;  // used within one call
 };
 
@@ -67,7 +67,8 @@ struct LayerContext {
 };
 
 struct LayerForward : LayerContext {
-  // (B*T, C); null view in the last layer, and where a recomputation wants only the saved bytes.
+  // (B*T, C); null view in a last layer without tiles, and where a recomputation wants only the
+  // saved bytes.
   TensorView output = {};
   bool accumulate = false;  // a further tile: add to the output; otherwise overwrite it
   double* loss = nullptr;   // last layer: where the mean loss goes, in device memory
@@ -81,6 +82,8 @@ struct ParameterGrad {
 };
 
 struct LayerBackward : LayerContext {
+  // (B*T, C), what forward has written together; null view but in the last layer's tiles.
+  TensorView output = {};
   // (B*T, C), may be overwritten but by tiles; null view in the last layer.
   TensorView output_grad = {};
   TensorView input_grad = {};  // (B*T, C); null view in the first layer
@@ -97,19 +100,21 @@ class Layer {
   virtual std::vector<Parameter> parameters() const = 0;
   // Names of parameters that another layer owns and this one uses too.
   virtual std::vector<std::string> shared_parameters() const { return {}; }
-  // Channels of the output that the next layer takes; 0 for the last layer.
+  // Channels of the output that the next layer takes; 0 for the last layer, unless it has tiles.
   virtual int64_t output_channels() const = 0;
   // Whether this is a further tile of the layer before it. A layer that is too wide to be gathered
   // at once is written as several, its tiles (memory-centric tiling, Rajbhandari et al. 2021,
   // section 5.1.3): they take the same input and add up to one output, one after the other, in
-  // backward in reverse. The last layer, which computes the loss, has none.
+  // backward in reverse. The output of the last layer's tiles is what they tell each other of the
+  // loss, which the last of them computes; it lasts until their backward.
   virtual bool is_further_tile() const { return false; }
 
   virtual LayerFootprint footprint(const ops::LayerOps& ops, const BatchShape& batch,
                                    DType dtype) const = 0;
   virtual void forward(const LayerForward& context) const = 0;
   // Where a forward of the last layer that was not for training left its scores (logits), (B*T, V)
-  // in the model's dtype, in the saved bytes; a null view for layers that have none.
+  // in the model's dtype, in the saved bytes; a tile has so many of the columns, in order. A null
+  // view for layers that have none.
   virtual TensorView scores(const LayerContext& /*context*/) const { return {}; }
   // Runs after a forward (or a recomputation) of the same micro-batch with the same saved bytes.
   virtual void backward(const LayerBackward& context) const = 0;

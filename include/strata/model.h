@@ -58,8 +58,9 @@ struct Gpt2Config {
 // GPT-2 with tied embeddings; units: embedding, blocks, head. Parameter names are Hugging Face's.
 //
 // With more than one tile a block is two layers, attention and MLP, each a unit for its layer norm
-// and as many for tiles: of heads (no more than there are), of channels inside the MLP. A tile's
-// parameter is a slice with ".tile" and its number, from 0, behind the name.
+// and as many for tiles: of heads (no more than there are), of channels inside the MLP. Embedding
+// and head are tiles of the vocabulary. A tile's parameter is a slice with ".tile" and its number,
+// from 0, behind the name.
 Model gpt2(const Gpt2Config& config, int64_t tiles = 1);
 
 }  // namespace models

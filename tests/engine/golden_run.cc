@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "kernels/ops/optimizer_ops.h"
+#include "tests/engine/gpt2_harness.h"
 #include "tests/engine/tiny_run.h"
 
 namespace strata::testing_support {
@@ -11,6 +12,28 @@ namespace {
 
 std::string golden_path(const std::string& name) {
   return std::string(STRATA_GOLDEN_DIR) + "/" + name + ".safetensors";
+}
+
+// Of the model in so many tiles; dropout has no parameters.
+std::vector<Parameter> parameters_in(int64_t tiles) {
+  std::vector<Parameter> parameters;
+  for (const auto& layer : models::gpt2(golden_inputs().model, tiles).layers) {
+    for (Parameter& parameter : layer->parameters()) parameters.push_back(std::move(parameter));
+  }
+  return parameters;
+}
+
+// What the parts of a row's logits have in it, one after the other.
+std::vector<double> joined(const std::vector<std::vector<float>>& parts, int64_t rows) {
+  std::vector<double> logits;
+  for (int64_t row = 0; row < rows; ++row) {
+    for (const std::vector<float>& part : parts) {
+      const auto columns = static_cast<std::ptrdiff_t>(part.size()) / rows;
+      const auto begin = part.begin() + row * columns;
+      logits.insert(logits.end(), begin, begin + columns);
+    }
+  }
+  return logits;
 }
 
 }  // namespace
@@ -76,20 +99,23 @@ Quantities golden_truth(const SafetensorsFixture& results) {
   return truth;
 }
 
-void write_golden_weights(Engine& engine, DType round_to) {
-  for (const std::string& parameter : golden_inputs().parameters) {
-    const std::vector<double> stored = golden_inputs().file.values("weight." + parameter);
+void write_golden_weights(Engine& engine, DType round_to, int64_t tiles) {
+  for (const Parameter& parameter : parameters_in(tiles)) {
+    const std::string& whole = parameter.slice ? parameter.slice->of : parameter.name;
+    const std::vector<double> stored = golden_inputs().file.values("weight." + whole);
     std::vector<float> weights(stored.begin(), stored.end());
+    if (parameter.slice) weights = models::slice_of(weights, parameter);
     const auto numel = static_cast<int64_t>(weights.size());
     std::vector<std::byte> rounded(weights.size() * size_bytes(round_to));
     ops::cast(rounded.data(), round_to, weights.data(), DType::fp32, numel);
     ops::cast(weights.data(), DType::fp32, rounded.data(), round_to, numel);
-    engine.write_parameter(parameter, weights);
+    engine.write_parameter(parameter.name, weights);
   }
 }
 
-GoldenRun::GoldenRun(const Options& options) : engine_(make_engine(options)) {
-  write_golden_weights(engine_, options.round_weights_to);
+GoldenRun::GoldenRun(const Options& options)
+    : tiles_(options.tiles), engine_(make_engine(options)) {
+  write_golden_weights(engine_, options.round_weights_to, options.tiles);
 }
 
 Engine GoldenRun::make_engine(const Options& options) {
@@ -102,6 +128,7 @@ Engine GoldenRun::make_engine(const Options& options) {
   config.gradient_clipping = inputs.max_grad_norm;
   config.optimizer = options.optimizer;
   config.seed = options.seed;
+  config.tiles = options.tiles;
   config.compute_threads = config.optimizer_threads = 1;  // tiny: handing work out costs more
   Engine::Options engine_options;
   engine_options.micro_batch = inputs.batches.front().shape;
@@ -122,10 +149,16 @@ Quantities GoldenRun::measure(size_t batch, const std::optional<Plant>& plant) {
   Quantities measured;
   const StepResult result = step(batch, plant);
   measured["loss"] = {result.loss};
-  measured["logits"] = {probe_->logits().begin(), probe_->logits().end()};
-  for (const std::string& parameter : golden_inputs().parameters) {
-    for (const float scaled : engine_.read_parameter(parameter, StateKind::grad)) {
-      measured["grad." + parameter].push_back(scaled / result.loss_scale);
+  measured["logits"] = joined(probe_->logits(), golden_inputs().batches.at(batch).shape.tokens());
+  for (const Parameter& parameter : parameters_in(tiles_)) {
+    const auto scaled = engine_.read_parameter(parameter.name, StateKind::grad);
+    auto& grad = measured["grad." + (parameter.slice ? parameter.slice->of : parameter.name)];
+    const Shape& whole = parameter.slice ? parameter.slice->shape : parameter.shape;
+    grad.resize(static_cast<size_t>(whole.numel()));
+    for (size_t i = 0; i < scaled.size(); ++i) {
+      const auto at = static_cast<int64_t>(i);
+      grad[parameter.slice ? models::index_in_whole(parameter, at) : i] =
+          scaled[i] / result.loss_scale;
     }
   }
   return measured;

@@ -37,7 +37,7 @@ SafetensorsFixture golden_file(const std::string& name);
 // A fixture's (steps, B, T) tokens and targets.
 std::vector<OwnedBatch> read_batches(const SafetensorsFixture& file);
 // Gives an engine PyTorch's weights, rounded as parameters of that dtype are.
-void write_golden_weights(Engine& engine, DType round_to = DType::fp32);
+void write_golden_weights(Engine& engine, DType round_to = DType::fp32, int64_t tiles = 1);
 // The results of batch 0 by fp64 arithmetic.
 Quantities golden_truth(const SafetensorsFixture& results);
 
@@ -64,6 +64,7 @@ class GoldenRun {
     // The masks of dropout are those of the steps that the engine has taken.
     models::Gpt2Config model = golden_inputs().model;
     uint64_t seed = 1;
+    int64_t tiles = 1;
   };
   explicit GoldenRun(const Options& options);
 
@@ -77,6 +78,7 @@ class GoldenRun {
  private:
   Engine make_engine(const Options& options);
 
+  const int64_t tiles_;
   const std::unique_ptr<OpProbe> probe_ = std::make_unique<OpProbe>();  // before what uses it
   Engine engine_;
 };

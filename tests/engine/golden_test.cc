@@ -37,6 +37,14 @@ TEST_P(Golden, LogitsLossAndEveryGradientMatch) {
   }
 }
 
+TEST_P(Golden, InTilesEverythingMatchesToo) {
+  GoldenRun run({.dtype = dtype_, .tiles = 3});
+  for (const Deviation& deviation : deviations(run.measure(0), truth_, rounding_)) {
+    print(deviation);
+    EXPECT_LT(deviation.error, deviation.bound) << deviation.quantity;
+  }
+}
+
 TEST_P(Golden, TwentyStepsOfAdamWMatch) {
   GoldenRun run({.dtype = dtype_, .optimizer = golden_inputs().optimizer});
   const auto steps =
@@ -87,8 +95,8 @@ bool is_statistic(std::string_view output) {
 }
 
 // Every error that a step has room for: in all calls that compute an output, and in each alone.
-std::vector<Plant> plants() {
-  GoldenRun run({.dtype = DType::fp32});
+std::vector<Plant> plants(int64_t tiles = 1) {
+  GoldenRun run({.dtype = DType::fp32, .tiles = tiles});
   run.step(0);
   std::vector<Plant> result;
   const auto add = [&](std::string_view output, int calls, Plant::Kind kind) {
@@ -105,8 +113,10 @@ std::vector<Plant> plants() {
 
 TEST(GoldenPlants, AreInAllThatLayerOpsCompute) {
   std::set<std::string_view> computed;
-  for (const auto& model : {golden_inputs().model, GoldenDropout().model}) {
-    GoldenRun run({.dtype = DType::fp32, .model = model});
+  const models::Gpt2Config plain = golden_inputs().model;
+  for (const auto& [model, tiles] :
+       {std::pair(plain, 1), std::pair(plain, 2), std::pair(GoldenDropout().model, 1)}) {
+    GoldenRun run({.dtype = DType::fp32, .model = model, .tiles = tiles});
     run.step(0);
     for (const auto& [output, calls] : run.probe().calls()) computed.insert(output);
   }
@@ -125,6 +135,24 @@ TEST(GoldenPlants, LeaveTheBoundsInFp32) {
                 farthest.quantity.c_str());
     EXPECT_GT(farthest.error, farthest.bound) << name(plant);
   }
+}
+
+// What tiles alone compute.
+TEST(GoldenPlants, OfTilesLeaveTheBoundsInFp32) {
+  const Quantities truth = golden_truth(golden_results(DType::fp32));
+  const Rounding rounding(DType::fp32, truth);
+  GoldenRun run({.dtype = DType::fp32, .tiles = 2});
+  int planted = 0;
+  for (const Plant& plant : plants(2)) {
+    const bool is_of_parts = plant.output.starts_with("cross_entropy_");
+    if (!is_of_parts && !plant.output.starts_with("embedding_")) continue;
+    ++planted;
+    const Deviation farthest = worst(deviations(run.measure(0, plant), truth, rounding));
+    std::printf("  %-44s %7.0f x in %s\n", name(plant).c_str(), farthest.ratio(),
+                farthest.quantity.c_str());
+    EXPECT_GT(farthest.error, farthest.bound) << name(plant);
+  }
+  EXPECT_GT(planted, 10);
 }
 
 // Truth for more batches than the fixture has is what fp32 computes from the rounded weights, a

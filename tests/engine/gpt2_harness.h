@@ -51,19 +51,24 @@ class GuardedBuffer {
   std::byte* begin_ = nullptr;
 };
 
+// Where an element of a tile's parameter is in the whole one.
+inline size_t index_in_whole(const Parameter& parameter, int64_t i) {
+  const ParameterSlice& slice = *parameter.slice;
+  int64_t left = i, at = 0, stride = 1;
+  for (size_t dim = parameter.shape.rank; dim-- > 0;) {
+    const int64_t index = left % parameter.shape[dim] + (dim == slice.dim ? slice.begin : 0);
+    at += index * stride;
+    stride *= slice.shape[dim];
+    left /= parameter.shape[dim];
+  }
+  return static_cast<size_t>(at);
+}
+
 // A tile's part of the whole parameter's values.
 inline std::vector<float> slice_of(const std::vector<float>& whole, const Parameter& parameter) {
-  const ParameterSlice& slice = *parameter.slice;
   std::vector<float> values;
   for (int64_t i = 0; i < parameter.shape.numel(); ++i) {
-    int64_t left = i, at = 0, stride = 1;
-    for (size_t dim = parameter.shape.rank; dim-- > 0;) {
-      const int64_t index = left % parameter.shape[dim] + (dim == slice.dim ? slice.begin : 0);
-      at += index * stride;
-      stride *= slice.shape[dim];
-      left /= parameter.shape[dim];
-    }
-    values.push_back(whole[static_cast<size_t>(at)]);
+    values.push_back(whole[index_in_whole(parameter, i)]);
   }
   return values;
 }
@@ -201,8 +206,14 @@ class Gpt2Harness {
   }
 
   TensorView boundary(size_t i, std::vector<float>& values) const {
-    if (i + 1 == model.layers.size()) return {};
-    return {values.data(), DType::fp32, {batch.tokens(), model.layers[i]->output_channels()}};
+    const int64_t channels = model.layers[i]->output_channels();
+    if (channels == 0) return {};
+    return {values.data(), DType::fp32, {batch.tokens(), channels}};
+  }
+
+  TensorView input_of(size_t i) {
+    const size_t first = first_tile_[i];
+    return first == 0 ? TensorView{} : boundary(first - 1, output_of(first - 1));
   }
 
   LayerContext layer_context(size_t i, std::span<const TensorView> params,
@@ -213,7 +224,7 @@ class Gpt2Harness {
             {tokens.data(), DType::int32, ids},
             {targets.data(), DType::int32, ids},
             {},
-            i > 0 ? boundary(first_tile_[i] - 1, output_of(first_tile_[i] - 1)) : TensorView{},
+            input_of(i),
             params,
             saved[i].data(),
             workspace.data(),
@@ -234,8 +245,12 @@ class Gpt2Harness {
            std::exchange(written[name], true)});
     }
     LayerBackward context{layer_context(i, params, workspace)};
-    context.output_grad = boundary(i, output_grad);
-    if (i > 0) context.input_grad = boundary(first_tile_[i] - 1, input_grad);
+    if (first_tile_[i] == first_tile_.back()) {
+      context.output = boundary(i, output_of(i));
+    } else {
+      context.output_grad = boundary(i, output_grad);
+    }
+    if (first_tile_[i] > 0) context.input_grad = boundary(first_tile_[i] - 1, input_grad);
     context.accumulate = !is_last_tile(i);
     context.grads = views;
     model.layers[i]->backward(context);

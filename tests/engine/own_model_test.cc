@@ -236,10 +236,9 @@ class MeanSquare final : public Layer {
     });
   }
   void backward(const LayerBackward& c) const override {
-    c.ops.queue().run([c] {
+    c.ops.queue().run([c = LayerContext(c), input_grad = c.input_grad.as<float>()] {
       for (int64_t row = 0; row < kRows; ++row) {
-        c.input_grad.as<float>()[row] =
-            static_cast<float>(2 * distance(c, row) / static_cast<double>(kRows));
+        input_grad[row] = static_cast<float>(2 * distance(c, row) / static_cast<double>(kRows));
       }
     });
   }

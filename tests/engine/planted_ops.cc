@@ -58,7 +58,8 @@ class PlantedOps final : public ops::LayerOps {
   Queue& queue() override { return inner_->queue(); }
 
   void embedding_forward(const Embedding& op) override {
-    run({{"embedding_forward.out", op.out}}, [&] { inner_->embedding_forward(op); });
+    run({{"embedding_forward.out", op.out, op.accumulate ? op.out : TensorView{}}},
+        [&] { inner_->embedding_forward(op); });
   }
   void embedding_backward(const EmbeddingBackward& op) override {
     run({{"embedding_backward.token_table", op.token_table},
@@ -118,23 +119,26 @@ class PlantedOps final : public ops::LayerOps {
   }
   void cross_entropy(const CrossEntropy& op) override {
     // Before the gradient takes their place.
-    queue().run([this, logits = op.logits] { probe_.logits_ = widened(logits); });
+    see_logits(op.logits, /*more=*/false);
     run({{"cross_entropy.logits_grad", op.logits_grad}}, [&] { inner_->cross_entropy(op); });
-    if (strikes("cross_entropy.loss")) {
-      const double factor =
-          plants_infinity() ? std::numeric_limits<double>::infinity() : 1 + kPlantedError;
-      queue().run([loss = op.loss, factor] { *loss *= factor; });
-    }
+    if (strikes("cross_entropy.loss")) spoil_loss(op.loss);
   }
   size_t cross_entropy_workspace_bytes(int64_t rows) const override {
     return inner_->cross_entropy_workspace_bytes(rows);
   }
-  void cross_entropy_part(const CrossEntropyPart& op) override { inner_->cross_entropy_part(op); }
+  void cross_entropy_part(const CrossEntropyPart& op) override {
+    see_logits(op.logits, op.accumulate);
+    run({{"cross_entropy_part.statistics", op.statistics}},
+        [&] { inner_->cross_entropy_part(op); });
+  }
   void cross_entropy_finish(const CrossEntropyFinish& op) override {
-    inner_->cross_entropy_finish(op);
+    run({{"cross_entropy_finish.statistics", op.statistics}},
+        [&] { inner_->cross_entropy_finish(op); });
+    if (strikes("cross_entropy_finish.loss")) spoil_loss(op.loss);
   }
   void cross_entropy_part_backward(const CrossEntropyPartBackward& op) override {
-    inner_->cross_entropy_part_backward(op);
+    run({{"cross_entropy_part_backward.logits_grad", op.logits_grad}},
+        [&] { inner_->cross_entropy_part_backward(op); });
   }
   DType product_dtype(DType dtype) const override { return inner_->product_dtype(dtype); }
 
@@ -147,6 +151,19 @@ class PlantedOps final : public ops::LayerOps {
     return plant && (plant->kind == Plant::Kind::bias_dropped) == of_bias &&
            plant->output == output && (plant->call == Plant::kEveryCall || plant->call == call);
   }
+  void see_logits(const TensorView& logits, bool more) {
+    queue().run([this, logits, more] {
+      if (!more) probe_.logits_.clear();
+      probe_.logits_.push_back(widened(logits));
+    });
+  }
+
+  void spoil_loss(double* loss) {
+    const double factor =
+        plants_infinity() ? std::numeric_limits<double>::infinity() : 1 + kPlantedError;
+    queue().run([loss, factor] { *loss *= factor; });
+  }
+
   bool plants_infinity() const { return probe_.plant_->kind == Plant::Kind::infinite; }
 
   // Before the computation of `output` is counted.

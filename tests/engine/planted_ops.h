@@ -39,6 +39,10 @@ inline constexpr std::array kOpOutputs = std::to_array<std::string_view>({
     "attention_backward.qkv_grad",
     "cross_entropy.loss",
     "cross_entropy.logits_grad",
+    "cross_entropy_part.statistics",
+    "cross_entropy_finish.loss",
+    "cross_entropy_finish.statistics",
+    "cross_entropy_part_backward.logits_grad",
 });
 
 // One error: the output's own part (without what it is added to) times 1 + kPlantedError, or
@@ -72,8 +76,8 @@ class OpProbe {
   // How often each output was computed, and how often with a bias.
   const std::map<std::string_view, int>& calls() const { return calls_; }
   const std::map<std::string_view, int>& biased_calls() const { return biased_calls_; }
-  // What the last cross-entropy was given.
-  const std::vector<float>& logits() const { return logits_; }
+  // What the last cross-entropy was given: (N, V), or its parts, (N, Vp) each.
+  const std::vector<std::vector<float>>& logits() const { return logits_; }
 
  private:
   friend class PlantedOps;
@@ -81,7 +85,7 @@ class OpProbe {
   std::optional<Plant> plant_;
   std::optional<Interlude> interlude_;
   std::map<std::string_view, int> calls_, biased_calls_;
-  std::vector<float> logits_;
+  std::vector<std::vector<float>> logits_;
 };
 
 // `inner` with the errors that `probe` asks for. `probe` must outlive the result.

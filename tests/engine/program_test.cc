@@ -66,6 +66,10 @@ class ProgramTest : public testing::TestWithParam<Case> {
     return layout_.units()[static_cast<size_t>(action.unit)];
   }
   int units() const { return static_cast<int>(layout_.units().size()); }
+  bool is_of_last_layer(const Unit& unit) const {
+    return unit.layer == layout_.units().back().layer;
+  }
+  static bool has_tiles(const Unit& unit) { return unit.first_tile != unit.last_tile; }
   static bool computes(const Action& action) {
     return action.op == Op::forward || action.op == Op::backward;
   }
@@ -152,13 +156,17 @@ TEST_P(ProgramTest, GradientSlotsHaveOneHolderAndAreReducedOnceAMicroBatch) {
     }
   }
   EXPECT_TRUE(holder.empty());
-  EXPECT_EQ(reduced.size(), static_cast<size_t>(units() * GetParam().micro_batches));
+  const auto& all = layout_.units();
+  const auto trainable = std::count_if(all.begin(), all.end(),
+                                       [](const Unit& unit) { return unit.trainable.numel > 0; });
+  EXPECT_EQ(reduced.size(), static_cast<size_t>(trainable * GetParam().micro_batches));
   for (const auto& [key, count] : reduced) EXPECT_EQ(count, 1);
   if (GetParam().recycle) return;
   // Whole gradients: nobody takes another unit's slot.
   std::map<int, int> owner;
   for (int m = 0; m < GetParam().micro_batches; ++m) {
     for (int u = 0; u < units(); ++u) {
+      if (all[static_cast<size_t>(u)].trainable.numel == 0) continue;
       EXPECT_EQ(owner.emplace(program_.grad_slot_of(u, m), u).first->second, u);
     }
   }
@@ -206,12 +214,20 @@ TEST_P(ProgramTest, ActivationsAreWhereTheyAreRead) {
       if (action.input >= 0) {
         EXPECT_EQ(place.at(action.input), all_of(layout_, unit.input_unit(), m));
       }
+      // The last layer's tiles read what they have written; without tiles it writes none.
+      const bool reads_own = is_of_last_layer(unit) && has_tiles(unit);
+      const bool writes = action.op == Op::forward && (!is_of_last_layer(unit) || reads_own);
+      const bool reads = action.op == Op::backward && reads_own;
+      ASSERT_EQ(action.output >= 0, writes || reads);
+      if (reads) {
+        EXPECT_EQ(place.at(action.output), all_of(layout_, unit.last_tile, m));
+      }
     }
     const auto has_room = [&] {
       return program_.place_bytes[static_cast<size_t>(action.output)] >=
              input_.output_bytes[static_cast<size_t>(unit.last_tile)];
     };
-    if (action.op == Op::forward && action.unit < units() - 1) {
+    if (action.op == Op::forward && action.output >= 0) {
       EXPECT_NE(action.input, action.output);
       ASSERT_TRUE(has_room());
       Written& output = place[action.output];
@@ -241,7 +257,7 @@ TEST_P(ProgramTest, GradientsOfOutputsAreWhereTheyAreRead) {
     if (action.op != Op::backward) continue;
     const int m = action.micro_batch;
     const Unit& unit = of(action);
-    EXPECT_EQ(action.output_grad >= 0, action.unit < units() - 1);
+    EXPECT_EQ(action.output_grad >= 0, !is_of_last_layer(unit));
     EXPECT_EQ(action.input_grad >= 0, unit.input_unit() >= 0);
     if (action.output_grad >= 0) {
       // Of as many parts as the next layer has tiles.
@@ -282,7 +298,8 @@ INSTANTIATE_TEST_SUITE_P(
         Case{7, 4, kVertical, true, false, 0xff, 3, false, GradientSums::whole, 0b1010},
         Case{2, 2, kPlain, true, true, 0xff, 2, true, GradientSums::none, 0xff, 3},
         Case{3, 3, kVertical, true, false, 0b10110101, 2, true, GradientSums::shards, 0, 2},
-        Case{2, 3, kVertical, true, true, 0xff, 1, true, GradientSums::shards, 0xff, 4}));
+        Case{2, 3, kVertical, true, true, 0xff, 1, true, GradientSums::shards, 0xff, 4},
+        Case{1, 2, kPlain, false, false, 0xff, 1, false, GradientSums::none, 0xff, 2}));
 
 std::map<int, int> gathers_of(const Program& program) {
   std::map<int, int> gathers;

@@ -1,8 +1,9 @@
-// Memory-centric tiling: a block too wide for the device's budget trains in tiles, from the same
-// initial values and with the same losses but for rounding.
+// Memory-centric tiling: a block or a vocabulary too wide for the device's budget trains in tiles,
+// from the same initial values and with the same losses but for rounding.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <string>
 #include <vector>
 
@@ -22,6 +23,13 @@ using testing_support::views;
 models::Gpt2Config wide_gpt2() {
   models::Gpt2Config config = testing_support::tiny_gpt2();
   config.n_embd = 256;
+  return config;
+}
+
+// A vocabulary that is most of the model: 3.2 million parameters of 3.3, for 32 rows of logits.
+models::Gpt2Config wide_vocabulary() {
+  models::Gpt2Config config = testing_support::tiny_gpt2();
+  config.vocab_size = 50'257;
   return config;
 }
 
@@ -65,6 +73,23 @@ TEST_F(Tiles, FitABlockIntoABudgetThatItIsTooWideFor) {
   EXPECT_GT(step(fits, 100).loss, 0);
 }
 
+TEST_F(Tiles, FitAVocabularyIntoABudgetThatItIsTooWideFor) {
+  config_.recompute = RecomputeChoice::always;
+  config_.order = OrderChoice::plain;
+  const uint64_t table = sizeof(uint16_t) * 50'257 * 64;
+  const uint64_t whole = device_bytes(engine(1, wide_vocabulary()));
+  const uint64_t tiled = device_bytes(engine(8, wide_vocabulary()));
+  // Of the table and its logits, half as much, three eighths and one eighth stay; and all of the
+  // gradient, which waits from head to embedding.
+  EXPECT_LT(tiled, whole - table);
+  config_.device_memory = tiled;
+  EXPECT_THROW(engine(1, wide_vocabulary()), OutOfBudget);
+  EXPECT_THAT([&] { engine(2, wide_vocabulary()); },
+              testing::ThrowsMessage<OutOfBudget>(testing::HasSubstr("strata.tiles = 4")));
+  Engine fits = engine(8, wide_vocabulary());
+  EXPECT_GT(step(fits, 100).loss, 0);
+}
+
 TEST_F(Tiles, StartWithTheWholesValues) {
   config_.dtype = DType::fp32;
   Engine whole = engine(1);
@@ -85,7 +110,7 @@ TEST_F(Tiles, StartWithTheWholesValues) {
           << parameter.name;
     }
   }
-  EXPECT_EQ(slices, 2 * 2 * 3 * 3);
+  EXPECT_EQ(slices, 2 * 2 * 3 * 3 + 3);
 }
 
 // fp32: what a step loses to the other order of sums is of the order of 2^-24 of the loss, and
@@ -109,6 +134,26 @@ TEST_F(Tiles, BelongToTheGroupsOfWhatTheyAreSlicesOf) {
   const auto before = frozen_by_rate.read_parameter(name, StateKind::master);
   step(frozen_by_rate, 100);
   EXPECT_EQ(frozen_by_rate.read_parameter(name, StateKind::master), before);
+}
+
+TEST_F(Tiles, EvaluateAsTheWholeDoesButForRounding) {
+  config_.dtype = DType::fp32;
+  const auto batches = tiny_batches(2, 7);
+  const double expected = engine(1).evaluate(views(batches));
+  EXPECT_NEAR(engine(4).evaluate(views(batches)), expected, 1e-5 * expected);
+}
+
+// Each tile's columns, though one takes the place of the other.
+TEST_F(Tiles, GiveTheWholesScoresButForRounding) {
+  config_.dtype = DType::fp32;
+  Engine whole = engine(1), tiled = engine(3);
+  const auto batches = tiny_batches(1, 7);
+  const Batch batch = views(batches)[0];
+  EXPECT_THAT(tiled.scores(batch),
+              testing::Pointwise(testing::FloatNear(1e-5f), whole.scores(batch)));
+  const std::array tokens = {3, 1, 2};
+  EXPECT_THAT(tiled.next_token_scores(tokens),
+              testing::Pointwise(testing::FloatNear(1e-5f), whole.next_token_scores(tokens)));
 }
 
 TEST_F(Tiles, AreRefusedWhereTheModelHasNone) {
@@ -160,7 +205,7 @@ TEST_F(Tiles, AreRefusedWhereTheyCannotBe) {
                 testing::ThrowsMessage<ConfigError>(testing::HasSubstr(words)));
   };
   refusal(0, 256, "the model's first");
-  refusal(3, 0, "the model's last");
+  refusal(3, 0, "0 output channels instead of 256");
   refusal(2, 255, "255 output channels instead of 256");
 }
 

@@ -104,6 +104,11 @@ TEST_F(TrainCommandTest, ASampleIsAsLongAsAsked) {
   EXPECT_EQ(result.out.find("\n---\n", begin) - begin, 16u + 40u);
   const auto sample = [](const Result& run) { return run.out.substr(run.out.find("sample: ")); };
   EXPECT_EQ(sample(train("--steps 1 --sample 40")), sample(result));
+  // Of scores that no place holds all of.
+  config_["strata"]["tiles"] = 3;
+  const Result tiled = train("--steps 1 --sample 40");
+  EXPECT_EQ(tiled.exit_code, 0) << tiled.err;
+  EXPECT_THAT(tiled.out, HasSubstr("sample: 40 bytes after"));
 }
 
 TEST_F(TrainCommandTest, TheSameSeedGivesTheSameDigest) {

@@ -249,6 +249,8 @@ TEST_P(ProgramTest, ActivationsAreWhereTheyAreRead) {
         input_.checkpoint_tier[static_cast<size_t>(unit.last_tile)] != Tier::device;
     EXPECT_EQ(saved.contains({unit.last_tile, 0}), elsewhere) << unit.name;
   }
+  // What the last layer reads waits for its backward where it is.
+  EXPECT_FALSE(saved.contains({layout_.units().back().input_unit(), 0}));
 }
 
 TEST_P(ProgramTest, GradientsOfOutputsAreWhereTheyAreRead) {

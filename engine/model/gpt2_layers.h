@@ -139,9 +139,9 @@ class Gpt2Tile final : public Layer {
 // Final layer norm, logits = x . wte^T, mean cross-entropy. The saved bytes begin with the logits
 // (B*T, V); a training forward replaces them by their gradient.
 //
-// A tile has the logits of its share of the vocabulary. What tiles write together are the statistics
-// that the loss and each logit's gradient follow from; the last one makes the loss. The first owns
-// the layer norm.
+// A tile has the logits of its share of the vocabulary. What tiles write together are the
+// statistics that the loss and each logit's gradient follow from; the last one makes the loss. The
+// first owns the layer norm.
 class Gpt2Head final : public Layer {
  public:
   explicit Gpt2Head(const Gpt2Config& config, int64_t tile = 0, int64_t tiles = 1)

@@ -54,10 +54,12 @@ std::vector<Change> possible_changes(const PlanInput& input) {
   if (input.config.stage < 3) {
     add("zero_optimization.stage = 3", [](Change& change) { change.config.stage = 3; });
   }
-  if (input.model.tiled && 2 * input.config.tiles <= Config::kMostTiles) {
-    add(fmt::format("strata.tiles = {}", 2 * input.config.tiles), [](Change& change) {
-      change.config.tiles *= 2;
-      change.model = change.model.tiled(change.config.tiles);
+  // Twice as many need not help: the window then holds three halves of the widest layer.
+  const int64_t more_tiles = 4 * input.config.tiles;
+  if (input.model.tiled && more_tiles <= Config::kMostTiles) {
+    add(fmt::format("strata.tiles = {}", more_tiles), [more_tiles](Change& change) {
+      change.config.tiles = more_tiles;
+      change.model = change.model.tiled(more_tiles);
     });
   }
   if (input.config.slots > 1) {

@@ -68,7 +68,7 @@ TEST_F(Tiles, FitABlockIntoABudgetThatItIsTooWideFor) {
   EXPECT_LT(tiled, whole / 3);
   config_.device_memory = tiled;
   EXPECT_THAT([&] { engine(1); },
-              testing::ThrowsMessage<OutOfBudget>(testing::HasSubstr("strata.tiles = 2")));
+              testing::ThrowsMessage<OutOfBudget>(testing::HasSubstr("strata.tiles = 4")));
   Engine fits = engine(4);
   EXPECT_GT(step(fits, 100).loss, 0);
 }

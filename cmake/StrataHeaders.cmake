@@ -4,7 +4,7 @@
 #
 # FOLDERS are searched through, relative to the project. LIBRARIES are what the headers themselves
 # include. CUDA's headers (.cuh) are read by the host compiler, where the toolkit is; Highway's -inl.h
-# files, which exist once for each target, are left out.
+# files, which exist once for each target, and -inl.cuh files, which are device code, are left out.
 function(strata_self_contained_headers name)
   cmake_parse_arguments(ARG "" "" "FOLDERS;LIBRARIES" ${ARGN})
   set(patterns)
@@ -15,7 +15,7 @@ function(strata_self_contained_headers name)
     endif()
   endforeach()
   file(GLOB_RECURSE headers RELATIVE ${PROJECT_SOURCE_DIR} CONFIGURE_DEPENDS ${patterns})
-  list(FILTER headers EXCLUDE REGEX "-inl\\.h$")
+  list(FILTER headers EXCLUDE REGEX "-inl\\.(h|cuh)$")
 
   set(sources)
   foreach(header IN LISTS headers)

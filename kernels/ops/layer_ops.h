@@ -13,4 +13,9 @@ namespace strata::ops {
 // `threads`.
 std::unique_ptr<LayerOps> make_host_layer_ops(Queue& queue, int threads);
 
+// CUDA implementation: cuBLASLt, which is loaded here, for linear layers, own kernels for the rest.
+// `queue` is a queue of a CUDA device and must outlive the ops. Throws DeviceError where cuBLASLt
+// is not on this machine, or the build is without CUDA.
+std::unique_ptr<LayerOps> make_cuda_layer_ops(Queue& queue);
+
 }  // namespace strata::ops

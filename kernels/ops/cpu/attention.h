@@ -21,24 +21,10 @@
 #include "kernels/ops/cpu/dropout.h"
 #include "kernels/ops/cpu/matmul.h"
 #include "kernels/ops/dropout.h"
+#include "kernels/ops/layer_shapes.h"
 #include "strata/dtype.h"
 
 namespace strata::ops::cpu {
-
-struct AttentionShape {
-  int64_t batch = 0;
-  int64_t sequence = 0;
-  int64_t heads = 0;
-  int64_t head_channels = 0;
-  DType dtype = DType::fp32;
-
-  constexpr int64_t channels() const { return heads * head_channels; }
-};
-
-// The logarithms: (batch, heads, sequence) fp32.
-constexpr size_t attention_saved_bytes(const AttentionShape& shape) {
-  return static_cast<size_t>(shape.batch * shape.heads * shape.sequence) * sizeof(float);
-}
 
 struct AttentionForwardArgs {
   AttentionShape shape;

@@ -4,25 +4,9 @@
 #include <cstdint>
 
 #include "kernels/ops/cpu/column_sums.h"
-#include "strata/dtype.h"
+#include "kernels/ops/layer_shapes.h"
 
 namespace strata::ops::cpu {
-
-struct EmbeddingShape {
-  int64_t batch = 0;
-  int64_t sequence = 0;
-  int64_t channels = 0;
-  int64_t vocab = 0;        // tokens are below this
-  int64_t first_token = 0;  // whose row the token table begins with
-  int64_t table_rows = 0;   // of the token table; other tokens add nothing and get nothing
-  int64_t positions = 0;    // rows of the position table
-  DType dtype = DType::fp32;
-
-  constexpr int64_t rows() const { return batch * sequence; }
-  constexpr bool has_row(int64_t token) const {
-    return token >= first_token && token < first_token + table_rows;
-  }
-};
 
 // Throws Error when a token is outside the vocabulary.
 struct EmbeddingForwardArgs {

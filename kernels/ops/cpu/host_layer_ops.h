@@ -62,9 +62,11 @@ class HostLayerOps final : public LayerOps {
     cpu::Attention attention;
   };
 
+  void check_workspace(const TensorView& workspace, const LinearShape& shape) const;
+
   Queue& queue_;
   mutable Prepared prepared_;
-  mutable std::map<cpu::LinearShape, size_t> linear_bytes_;
+  mutable std::map<LinearShape, size_t> linear_bytes_;
   mutable std::map<HeadShape, size_t> attention_bytes_;
 };
 

@@ -6,19 +6,9 @@
 
 #include "kernels/ops/cpu/column_sums.h"
 #include "kernels/ops/cpu/matmul.h"
-#include "strata/dtype.h"
+#include "kernels/ops/layer_shapes.h"
 
 namespace strata::ops::cpu {
-
-struct LinearShape {
-  int64_t rows = 0;
-  int64_t in = 0;
-  int64_t out = 0;
-  DType dtype = DType::fp32;
-  bool weight_transposed = false;  // (out, in), otherwise (in, out)
-
-  auto operator<=>(const LinearShape&) const = default;
-};
 
 // Scratch for any forward or backward of that shape.
 size_t linear_workspace_bytes(MatmulCache& cache, const LinearShape& shape);

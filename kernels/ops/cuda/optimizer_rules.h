@@ -22,11 +22,9 @@ struct Average {
   explicit Average(double beta)
       : keep(static_cast<float>(beta)), take(static_cast<float>(1 - beta)) {}
 
-  STRATA_HOST_DEVICE float operator()(float old, float x) const {
-    return fma(keep, old, mul(take, x));
-  }
+  STRATA_HD float operator()(float old, float x) const { return fma(keep, old, mul(take, x)); }
   // Of x's square.
-  STRATA_HOST_DEVICE float of_square(float old, float x) const {
+  STRATA_HD float of_square(float old, float x) const {
     return fma(keep, old, mul(mul(take, x), x));
   }
 
@@ -46,7 +44,7 @@ struct AdamStep {
         eps(static_cast<float>(s.eps)) {}
 
   // Updates the moments; steps from `master`.
-  STRATA_HOST_DEVICE void update(float grad, float master, StateElement& x) const {
+  STRATA_HD void update(float grad, float master, StateElement& x) const {
     x.exp_avg = flush_denormal(first(x.exp_avg, grad));
     x.exp_avg_sq = flush_denormal(second.of_square(x.exp_avg_sq, grad));
     const float denominator = fma(v_scale, exact::sqrt(x.exp_avg_sq), eps);
@@ -64,7 +62,7 @@ struct AdamW : AdamStep {
   explicit AdamW(const OptimizerScalars& s)
       : AdamStep(s), minus_decay(static_cast<float>(-s.lr * s.weight_decay)) {}
 
-  STRATA_HOST_DEVICE void operator()(float grad, StateElement& x) const {
+  STRATA_HD void operator()(float grad, StateElement& x) const {
     update(grad, fma(minus_decay, x.master, x.master), x);
   }
 
@@ -75,7 +73,7 @@ struct Adam : AdamStep {
   explicit Adam(const OptimizerScalars& s)
       : AdamStep(s), weight_decay(static_cast<float>(s.weight_decay)) {}
 
-  STRATA_HOST_DEVICE void operator()(float grad, StateElement& x) const {
+  STRATA_HD void operator()(float grad, StateElement& x) const {
     update(fma(weight_decay, x.master, grad), x.master, x);
   }
 
@@ -90,7 +88,7 @@ struct Adagrad {
         eps(static_cast<float>(s.eps)),
         weight_decay(static_cast<float>(s.weight_decay)) {}
 
-  STRATA_HOST_DEVICE void operator()(float grad, StateElement& x) const {
+  STRATA_HD void operator()(float grad, StateElement& x) const {
     const float decayed = fma(weight_decay, x.master, grad);
     x.exp_avg_sq = flush_denormal(fma(decayed, decayed, x.exp_avg_sq));
     const float denominator = add(exact::sqrt(x.exp_avg_sq), eps);
@@ -111,14 +109,14 @@ struct Lion {
         minus_lr(static_cast<float>(-s.lr)),
         minus_decay(static_cast<float>(-s.lr * s.weight_decay)) {}
 
-  STRATA_HOST_DEVICE void operator()(float grad, StateElement& x) const {
+  STRATA_HD void operator()(float grad, StateElement& x) const {
     const float towards = direction(x.exp_avg, grad);
     x.exp_avg = flush_denormal(average(x.exp_avg, grad));
     x.master = fma(minus_lr, sign(towards), fma(minus_decay, x.master, x.master));
   }
 
   // -1, 0 or 1; of a NaN, NaN.
-  STRATA_HOST_DEVICE static float sign(float x) {
+  STRATA_HD static float sign(float x) {
     if (is_nan(x) || magnitude_bits(x) == 0) return mul(x, 0.0f);
     return from_bits((bits(x) & 0x8000'0000) | 0x3f80'0000);
   }
@@ -137,7 +135,7 @@ struct Sgd {
         momentum(static_cast<float>(s.momentum)),
         weight_decay(static_cast<float>(s.weight_decay)) {}
 
-  STRATA_HOST_DEVICE void operator()(float grad, StateElement& x) const {
+  STRATA_HD void operator()(float grad, StateElement& x) const {
     x.exp_avg = flush_denormal(fma(momentum, x.exp_avg, fma(weight_decay, x.master, grad)));
     x.master = fma(minus_lr, x.exp_avg, x.master);
   }

@@ -22,7 +22,7 @@ namespace strata::ops::exact {
 
 // 32 bits for element `place` of a grain of the whole model, whose key is drawn for each step: the
 // upper half rounds exp_avg, the lower exp_avg_sq.
-STRATA_HOST_DEVICE inline uint32_t noise_bits(uint32_t grain_key, uint32_t place) {
+STRATA_HD inline uint32_t noise_bits(uint32_t grain_key, uint32_t place) {
   const uint32_t x = place / 2 * 0x9e37'79b1u + grain_key;
   return (x ^ x >> 16) * (place % 2 == 0 ? 0x7feb'352du : 0x846c'a68bu);
 }
@@ -35,7 +35,7 @@ struct Int8Format {
   static constexpr float kMaxUnits =
       static_cast<float>(((uint64_t{2} << kMantissa) - 1) << kMaxExponent);
 
-  STRATA_HOST_DEVICE static float decode(uint32_t code, float scale) {
+  STRATA_HD static float decode(uint32_t code, float scale) {
     const uint32_t magnitude = code & kMaxCode;
     const uint32_t upper = magnitude >> kMantissa;
     const uint32_t exponent = (upper > 1 ? upper : 1) - 1;
@@ -46,7 +46,7 @@ struct Int8Format {
   }
 
   // `inverse`: units in one. `noise`: 16 bits.
-  STRATA_HOST_DEVICE static uint32_t encode(float x, float inverse, uint32_t noise) {
+  STRATA_HD static uint32_t encode(float x, float inverse, uint32_t noise) {
     constexpr uint32_t kLeast = 127 + kMantissa;  // a subnormal's biased exponent, in units
     const float units = mul(from_bits(magnitude_bits(x)), inverse);
     const uint32_t upper = bits(units) >> 23;
@@ -69,7 +69,7 @@ struct Int8Scale {
   float stored = 0;
   float inverse = 0;  // 0: all codes are zero
 
-  STRATA_HOST_DEVICE Int8Scale(uint32_t largest_bits, float max_units) {
+  STRATA_HD Int8Scale(uint32_t largest_bits, float max_units) {
     constexpr uint32_t kLeast = 27u << 23;  // 2^-100
     if (largest_bits >= 0x7f80'0000) {
       stored = from_bits(0x7fc0'0000);
@@ -80,7 +80,7 @@ struct Int8Scale {
   }
 };
 
-STRATA_HOST_DEVICE inline float load_scale(const std::byte* stored, int64_t block) {
+STRATA_HD inline float load_scale(const std::byte* stored, int64_t block) {
   return *reinterpret_cast<const float*>(stored + int8_scale_at(block));
 }
 
@@ -89,7 +89,7 @@ template <class Format, int kShift>
 struct MomentCodec {
   StateSpan span;
 
-  STRATA_HOST_DEVICE float load(int64_t at) const {
+  STRATA_HD float load(int64_t at) const {
     switch (span.codec) {
       case Codec::fp32:
         return exact::load(span.data, DType::fp32, at);
@@ -106,7 +106,7 @@ struct MomentCodec {
     }
   }
   // All but int8, which waits for the block's largest.
-  STRATA_HOST_DEVICE void store(float x, int64_t at, uint32_t noise) const {
+  STRATA_HD void store(float x, int64_t at, uint32_t noise) const {
     if (span.codec == Codec::fp32) {
       reinterpret_cast<float*>(span.data)[at] = x;
     } else if (span.codec == Codec::bf16) {
@@ -114,27 +114,26 @@ struct MomentCodec {
           static_cast<uint16_t>((bits(x) + (noise >> kShift & 0xffff)) >> 16);
     }
   }
-  STRATA_HOST_DEVICE void store_int8(float x, int64_t at, uint32_t noise,
-                                     const Int8Scale& scale) const {
+  STRATA_HD void store_int8(float x, int64_t at, uint32_t noise, const Int8Scale& scale) const {
     const int64_t block = at / kCodecBlockNumel;
     const int64_t place = at % kCodecBlockNumel;
     span.data[int8_codes_at(block) + place] = static_cast<std::byte>(
         scale.inverse == 0 ? 0 : Format::encode(x, scale.inverse, noise >> kShift & 0xffff));
     if (place == 0) *reinterpret_cast<float*>(span.data + int8_scale_at(block)) = scale.stored;
   }
-  STRATA_HOST_DEVICE static float max_units() { return Format::kMaxUnits; }
-  STRATA_HOST_DEVICE bool is_int8() const { return span.codec == Codec::int8; }
+  STRATA_HD static float max_units() { return Format::kMaxUnits; }
+  STRATA_HD bool is_int8() const { return span.codec == Codec::int8; }
 };
 using ExpAvgCodec = MomentCodec<ExpAvgInt8, 16>;
 using ExpAvgSqCodec = MomentCodec<ExpAvgSqInt8, 0>;
 
-STRATA_HOST_DEVICE inline float load_master(const EncodedSpans& spans, int64_t at) {
+STRATA_HD inline float load_master(const EncodedSpans& spans, int64_t at) {
   if (spans.master.codec == Codec::fp32) return load(spans.master.data, DType::fp32, at);
   const uint32_t upper = static_cast<uint32_t>(static_cast<const uint16_t*>(spans.param)[at]) << 16;
   const auto rest = reinterpret_cast<const int16_t*>(spans.master.data)[at];
   return from_bits(upper + static_cast<uint32_t>(static_cast<int32_t>(rest)));
 }
-STRATA_HOST_DEVICE inline void store_master(float x, const EncodedSpans& spans, int64_t at) {
+STRATA_HD inline void store_master(float x, const EncodedSpans& spans, int64_t at) {
   store_param(x, spans.param, spans.param_dtype, at);
   if (spans.master.codec == Codec::fp32) {
     reinterpret_cast<float*>(spans.master.data)[at] = x;
@@ -145,8 +144,8 @@ STRATA_HOST_DEVICE inline void store_master(float x, const EncodedSpans& spans, 
 
 // Elements [begin, min(begin + kCodecBlockNumel, spans.end)).
 template <class Team, class Rule>
-STRATA_HOST_DEVICE void update_block(Team& team, const Rule& rule, float grad_scale, uint64_t step,
-                                     const EncodedSpans& spans, int64_t begin) {
+STRATA_HD void update_block(Team& team, const Rule& rule, float grad_scale, uint64_t step,
+                            const EncodedSpans& spans, int64_t begin) {
   const ExpAvgCodec exp_avg{spans.exp_avg};
   const ExpAvgSqCodec exp_avg_sq{spans.exp_avg_sq};
   const uint64_t index = spans.first_index + static_cast<uint64_t>(begin - spans.begin);
@@ -194,8 +193,8 @@ inline constexpr int64_t kSumLanes = 16;
 
 // Lands grain `grain` of the spans. `landed` (kGrainNumel) and `lanes` (kSumLanes) are the team's.
 template <class Team>
-STRATA_HOST_DEVICE void land_grain(Team& team, const LandGradientSpans& spans, int64_t grain,
-                                   float* landed, double* lanes) {
+STRATA_HD void land_grain(Team& team, const LandGradientSpans& spans, int64_t grain, float* landed,
+                          double* lanes) {
   const int64_t begin = grain * kGrainNumel;
   const bool copies = spans.dst_dtype == spans.src_dtype && !spans.add;
   team.each(kGrainNumel, [&](int64_t i, int) {

@@ -51,16 +51,16 @@ class LayerCrossEntropyTest
   int64_t vocab() const { return std::get<1>(GetParam()).second; }
 
   double run(Bench& bench, const Tensor& logits, const TensorView& logits_grad, float scale) {
-    double loss = std::numeric_limits<double>::quiet_NaN();
+    const Tensor loss = Tensor::scratch(sizeof(double));
     const Tensor workspace = Tensor::scratch(bench->cross_entropy_workspace_bytes(rows()));
     bench->cross_entropy({.logits = logits,
                           .targets = targets_,
                           .logits_grad = logits_grad,
-                          .loss = &loss,
+                          .loss = loss.as<double>(),
                           .loss_scale = scale,
                           .workspace = workspace});
     bench.finish();
-    return loss;
+    return *loss.as<double>();
   }
 
   struct InParts {
@@ -69,7 +69,7 @@ class LayerCrossEntropyTest
   };
   // With the logits in that many parts of nearly equal widths, and their gradients in place.
   InParts run_parts(Bench& bench, int64_t count, float scale) {
-    double loss = std::numeric_limits<double>::quiet_NaN();
+    const Tensor loss = Tensor::scratch(sizeof(double));
     const Tensor statistics(DType::fp32, {rows(), LayerOps::kRowStatistics});
     const auto first = [&](int64_t part) { return vocab() * part / count; };
     std::vector<Tensor> parts;
@@ -84,7 +84,7 @@ class LayerCrossEntropyTest
     bench->cross_entropy_finish({.targets = targets_,
                                  .statistics = statistics,
                                  .classes = vocab(),
-                                 .loss = &loss,
+                                 .loss = loss.as<double>(),
                                  .loss_scale = scale});
     for (int64_t part = 0; part < count; ++part) {
       const Tensor& logits = parts[static_cast<size_t>(part)];
@@ -95,7 +95,7 @@ class LayerCrossEntropyTest
                                           .first_class = first(part)});
     }
     bench.finish();
-    InParts result{loss, Tensor(dtype(), {rows(), vocab()})};
+    InParts result{*loss.as<double>(), Tensor(dtype(), {rows(), vocab()})};
     for (int64_t part = 0; part < count; ++part) {
       const Tensor& grad = parts[static_cast<size_t>(part)];
       const int64_t width = grad.numel() / rows();
@@ -229,14 +229,14 @@ TEST(LayerCrossEntropy, HugeLogitsStayFinite) {
   const Tensor targets = Tensor::ids({1}, 1, 1);
   const Tensor grad(DType::fp32, {1, 3});
   const Tensor workspace = Tensor::scratch(bench->cross_entropy_workspace_bytes(1));
-  double loss = 0;
+  const Tensor loss = Tensor::scratch(sizeof(double));
   bench->cross_entropy({.logits = logits,
                         .targets = targets,
                         .logits_grad = grad,
-                        .loss = &loss,
+                        .loss = loss.as<double>(),
                         .workspace = workspace});
   bench.finish();
-  EXPECT_NEAR(loss, std::log(2.0), 1e-6);
+  EXPECT_NEAR(*loss.as<double>(), std::log(2.0), 1e-6);
   EXPECT_NEAR(grad[0], -0.5, 1e-6);
   EXPECT_NEAR(grad[1], 0, 1e-6);
 }
@@ -254,16 +254,16 @@ TEST(LayerCrossEntropy, HugeLogitsOfPartsStayFinite) {
   const Tensor targets = Tensor::ids({1}, 1, 1);
   targets.as<int32_t>()[0] = 1;
   const Tensor statistics(DType::fp32, {1, LayerOps::kRowStatistics});
-  double loss = 0;
+  const Tensor loss = Tensor::scratch(sizeof(double));
   for (int64_t part = 0; part < 3; ++part) {
     bench->cross_entropy_part({logit(part), targets, statistics, part, part > 0});
   }
-  bench->cross_entropy_finish({targets, statistics, 3, &loss});
+  bench->cross_entropy_finish({targets, statistics, 3, loss.as<double>()});
   for (int64_t part = 0; part < 3; ++part) {
     bench->cross_entropy_part_backward({logit(part), targets, statistics, logit(part), part});
   }
   bench.finish();
-  EXPECT_NEAR(loss, std::log(2.0), 1e-6);
+  EXPECT_NEAR(*loss.as<double>(), std::log(2.0), 1e-6);
   EXPECT_NEAR(logits[0], 0, 1e-6);
   EXPECT_NEAR(logits[1], -0.5, 1e-6);
   EXPECT_NEAR(logits[2], 0.5, 1e-6);
@@ -276,14 +276,14 @@ TEST(LayerCrossEntropy, TargetsOutsideTheVocabularyFailTheWork) {
     const Tensor targets = Tensor::ids({2}, 5, 1);
     targets.as<int32_t>()[1] = bad;
     const Tensor workspace = Tensor::scratch(bench->cross_entropy_workspace_bytes(2));
-    double loss = 0;
+    const Tensor loss = Tensor::scratch(sizeof(double));
     bench->cross_entropy(
-        {.logits = logits, .targets = targets, .loss = &loss, .workspace = workspace});
+        {.logits = logits, .targets = targets, .loss = loss.as<double>(), .workspace = workspace});
     EXPECT_THROW(bench.finish(), Error) << bad;
     Bench in_parts;
     const Tensor statistics(DType::fp32, {2, LayerOps::kRowStatistics});
     in_parts->cross_entropy_part({logits, targets, statistics});
-    in_parts->cross_entropy_finish({targets, statistics, 5, &loss});
+    in_parts->cross_entropy_finish({targets, statistics, 5, loss.as<double>()});
     EXPECT_THROW(in_parts.finish(), Error) << bad;
   }
 }

@@ -1,5 +1,5 @@
 // What the tests of the layers' mathematics share: reference numbers that carry their own error,
-// tensors in every dtype, and a queue to compute on.
+// tensors in every dtype, and a device to compute on.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -11,16 +11,16 @@
 #include <cstring>
 #include <limits>
 #include <memory>
-#include <new>
 #include <random>
 #include <string>
 #include <vector>
 
-#include "kernels/device/host_device.h"
+#include "kernels/device/device.h"
 #include "kernels/ops/layer_ops.h"
 #include "kernels/ops/numeric.h"
 #include "strata/dtype.h"
 #include "strata/tensor.h"
+#include "tests/kernels/ops/device_under_test.h"
 
 namespace strata::ops {
 
@@ -104,7 +104,7 @@ class Sum {
 
 using Reals = std::vector<Real>;
 
-// Elements in their stored form, in an allocation of exactly their size.
+// Elements in their stored form, in memory of the device under test.
 class Tensor {
  public:
   // All bytes 0xff, which is NaN in every floating-point dtype: an element that is read before it
@@ -112,9 +112,9 @@ class Tensor {
   Tensor(DType dtype, const Shape& shape)
       : dtype_(dtype),
         shape_(shape),
-        bytes_(static_cast<size_t>(shape.numel()) * size_bytes(dtype)) {
-    data_.reset(static_cast<std::byte*>(::operator new(bytes_, kAlignment)));
-    std::memset(data_.get(), 0xff, bytes_);
+        bytes_(static_cast<size_t>(shape.numel()) * size_bytes(dtype)),
+        memory_(bytes_) {
+    std::memset(memory_.data(), 0xff, bytes_);
   }
 
   static Tensor scratch(size_t bytes) {
@@ -137,17 +137,17 @@ class Tensor {
   }
   Tensor copy() const {
     Tensor other(dtype_, shape_);
-    std::memcpy(other.data_.get(), data_.get(), bytes_);
+    std::memcpy(other.memory_.data(), memory_.data(), bytes_);
     return other;
   }
 
   DType dtype() const { return dtype_; }
   int64_t numel() const { return shape_.numel(); }
-  TensorView view() const { return {data_.get(), dtype_, shape_}; }
+  TensorView view() const { return {memory_.data(), dtype_, shape_}; }
   operator TensorView() const { return view(); }  // NOLINT: tensors are passed as views
   template <typename T>
   T* as() const {
-    return reinterpret_cast<T*>(data_.get());
+    return reinterpret_cast<T*>(memory_.data());
   }
 
   double operator[](int64_t i) const {
@@ -163,19 +163,14 @@ class Tensor {
     }
   }
   bool same_bits(const Tensor& other) const {
-    return bytes_ == other.bytes_ && std::memcmp(data_.get(), other.data_.get(), bytes_) == 0;
+    return bytes_ == other.bytes_ && std::memcmp(memory_.data(), other.memory_.data(), bytes_) == 0;
   }
 
  private:
-  static constexpr std::align_val_t kAlignment{64};
-  struct Free {
-    void operator()(std::byte* data) const { ::operator delete(data, kAlignment); }
-  };
-
   DType dtype_;
   Shape shape_;
   size_t bytes_;
-  std::unique_ptr<std::byte, Free> data_;
+  SharedMemory memory_;
 };
 
 // The largest |actual - expected| in units of what is allowed, over all elements; infinite where a
@@ -214,18 +209,16 @@ inline Reals accumulated(const Reals& gradient, const Tensor& before) {
   return sums;
 }
 
-// Layers on a host queue with that many threads.
+// Layers on a queue of the device under test; `threads` are the host's.
 class Bench {
  public:
   explicit Bench(int threads = 2)
-      : queue_(make_host_queue({"layers", threads}, {}, sink_)),
-        ops_(make_host_layer_ops(*queue_, threads)) {}
+      : queue_(make_queue_under_test(threads)), ops_(make_ops_under_test(*queue_, threads)) {}
 
   LayerOps* operator->() { return ops_.get(); }
   void finish() { queue_->synchronize(); }
 
  private:
-  NullTrafficSink sink_;
   std::unique_ptr<Queue> queue_;
   std::unique_ptr<LayerOps> ops_;
 };

@@ -45,14 +45,20 @@ void DeviceCommunicator::enqueue(const Trade& trade, const TrafficTag& tag) {
     begin_ns_ = now_ns();
   });
   const Event reached = queue().record();
-  fabric_->trade(queue(), trade);
+  // Before the fabric is asked: it may wait for peers that never come.
+  watch_->run([this, call = trade.call, reached] { watched([&] { meet(call, reached); }); });
+  try {
+    fabric_->trade(queue(), trade);
+  } catch (const CommError& error) {
+    transport_->abort(error.what());  // whom the watch tells: this rank as all others
+  }
   queue().run([this, trade, tag] {
     throw_if_lost();
     if (sent_bytes(trade) == 0) return;
     traffic_.record({Activity::comm, tag, queue().name(), sent_bytes(trade), begin_ns_, now_ns()});
   });
   const Event done = queue().record();
-  watch_->run([this, call = trade.call, reached, done] { watch(call, reached, done); });
+  watch_->run([this, call = trade.call, done] { watched([&] { await(call, done); }); });
 }
 
 void DeviceCommunicator::exchange(std::span<const std::byte> mine, std::span<std::byte> all) {
@@ -60,12 +66,7 @@ void DeviceCommunicator::exchange(std::span<const std::byte> mine, std::span<std
   queue().synchronize();
   watch_->run([this, trade] {
     const int64_t begin_ns = now_ns();
-    try {
-      transport_->trade(trade);
-    } catch (...) {
-      lose(std::current_exception());
-      throw;
-    }
+    watched([&] { transport_->trade(trade); });
     if (sent_bytes(trade) == 0) return;
     traffic_.record(
         {Activity::comm, kExchangeTag, queue().name(), sent_bytes(trade), begin_ns, now_ns()});
@@ -75,21 +76,27 @@ void DeviceCommunicator::exchange(std::span<const std::byte> mine, std::span<std
 
 void DeviceCommunicator::abort(std::string_view reason) noexcept { transport_->abort(reason); }
 
-void DeviceCommunicator::watch(const Call& call, const Event& reached, const Event& done) {
+template <typename Work>
+void DeviceCommunicator::watched(const Work& work) {
   try {
-    while (!reached.reached()) {
-      transport_->check();
-      std::this_thread::sleep_for(kLook);
-    }
-    transport_->trade({.call = call, .moves = false});
-    await(call, done);
+    work();
   } catch (...) {  // a failure of the queue's own work too: its peers are told elsewhere
     lose(std::current_exception());
     throw;
   }
 }
 
-// All ranks have come: what is missing now is lost.
+// When this rank's device has come to the trade, until all have.
+void DeviceCommunicator::meet(const Call& call, const Event& reached) {
+  while (!reached.reached()) {
+    transport_->check();
+    std::this_thread::sleep_for(kLook);
+  }
+  transport_->trade({.call = call, .moves = false});
+}
+
+// All ranks have come: what is missing now is lost. Ends when all are through, so that nobody takes
+// the fabric down under a slower rank.
 void DeviceCommunicator::await(const Call& call, const Event& done) {
   const int64_t deadline_ns = deadline_ns_after(timeout_s_);
   while (!done.reached()) {
@@ -104,6 +111,7 @@ void DeviceCommunicator::await(const Call& call, const Event& done) {
       std::this_thread::sleep_for(kLook);
     }
   }
+  transport_->trade({.call = call, .moves = false});
 }
 
 void DeviceCommunicator::lose(std::exception_ptr failure) {

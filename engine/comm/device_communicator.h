@@ -2,9 +2,10 @@
 //
 // The fabric moves the bytes in the order of the queue. What it cannot do is say who is missing:
 // a rank that is dead, late or makes another call leaves the others' devices waiting for ever. So
-// on a thread of their own the ranks also meet over the transport at each trade, without its bytes
-// and without anybody's device waiting for that; the transport names the rank that does not come.
-// Then the fabric is aborted, its work ends, and the queue is poisoned with the CommError.
+// on a thread of their own the ranks also meet over the transport, before each trade and behind it,
+// without its bytes and without anybody's device waiting for that; the transport names the rank
+// that does not come. Then the fabric is aborted, its work ends, and the queue is poisoned with the
+// CommError.
 #pragma once
 
 #include <atomic>
@@ -38,8 +39,10 @@ class DeviceCommunicator final : public TradingCommunicator {
 
  private:
   void enqueue(const Trade& trade, const TrafficTag& tag) override;
-  // The watching thread's: until the trade between the two events is done, or the run has failed.
-  void watch(const Call& call, const Event& reached, const Event& done);
+  // The watching thread's. What they throw ends the run here.
+  template <typename Work>
+  void watched(const Work& work);
+  void meet(const Call& call, const Event& reached);
   void await(const Call& call, const Event& done);
   void lose(std::exception_ptr failure);
   void throw_if_lost();

@@ -18,8 +18,8 @@ class Fabric {
   // "NCCL 2.27.7"
   virtual std::string description() const = 0;
 
-  // Enqueues this rank's side of a trade, whose places lie in the queue's device. Nothing after
-  // abort().
+  // Enqueues this rank's side of a trade, whose places lie in the queue's device. May wait for its
+  // peers to come to theirs, until abort(); behind that it does nothing. Throws CommError.
   virtual void trade(Queue& queue, const Trade& trade) = 0;
 
   // What the network itself found wrong; empty: nothing so far.
@@ -29,8 +29,8 @@ class Fabric {
   virtual void abort() noexcept = 0;
 };
 
-// Collective. Ranks find each other through `bootstrap`. Throws CommError, and ConfigError where
-// this build or machine has no NCCL.
-std::unique_ptr<Fabric> make_nccl_fabric(Transport& bootstrap);
+// Collective. Ranks find each other through `bootstrap`. Throws CommError when they do not connect
+// within the timeout, and ConfigError where this build or machine has no NCCL.
+std::unique_ptr<Fabric> make_nccl_fabric(Transport& bootstrap, double timeout_s);
 
 }  // namespace strata::engine

@@ -36,7 +36,7 @@ std::unique_ptr<Communicator> make_communicator(const World& world, Queue& queue
   if (!on_device || world.size == 1) {
     return std::make_unique<HostCommunicator>(std::move(transport), queue, ops, traffic);
   }
-  auto fabric = make_nccl_fabric(*transport);
+  auto fabric = make_nccl_fabric(*transport, options.timeout_s);
   return std::make_unique<DeviceCommunicator>(std::move(transport), std::move(fabric), queue, ops,
                                               options, traffic);
 }

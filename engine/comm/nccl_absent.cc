@@ -7,7 +7,7 @@ namespace strata::engine {
 
 std::string nccl_library() { return "no NCCL"; }
 
-std::unique_ptr<Fabric> make_nccl_fabric(Transport& /*bootstrap*/) {
+std::unique_ptr<Fabric> make_nccl_fabric(Transport& /*bootstrap*/, double /*timeout_s*/) {
   throw ConfigError(
       "several ranks compute on GPUs, and Strata was built without NCCL: build it where nccl.h is, "
       "or set strata.device to \"host\"");

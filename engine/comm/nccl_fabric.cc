@@ -12,8 +12,10 @@
 #include <utility>
 #include <vector>
 
+#include "engine/comm/deadline.h"
 #include "engine/comm/fabric.h"
 #include "engine/comm/libraries.h"
+#include "strata/clock.h"
 #include "strata/error.h"
 
 namespace strata::engine {
@@ -21,7 +23,8 @@ namespace {
 
 // The functions that are used, from the library on this machine.
 struct NcclLibrary {
-  NcclLibrary() : handle(dlopen("libnccl.so.2", RTLD_NOW), &dlclose) {
+  // It stays open: threads of its own may outlive a communicator.
+  NcclLibrary() : handle(dlopen("libnccl.so.2", RTLD_NOW)) {
     if (handle == nullptr) {
       throw ConfigError(
           "several ranks compute on GPUs and libnccl.so.2 is not on this machine: install NCCL, "
@@ -42,14 +45,14 @@ struct NcclLibrary {
 
   template <typename Function>
   void find(Function*& function, const char* name) const {
-    function = reinterpret_cast<Function*>(dlsym(handle.get(), name));
+    function = reinterpret_cast<Function*>(dlsym(handle, name));
     if (function == nullptr) {
       throw ConfigError(
           fmt::format("libnccl.so.2 of this machine has no {}: install NCCL 2.14 or newer", name));
     }
   }
 
-  std::unique_ptr<void, int (*)(void*)> handle;
+  void* const handle;
   decltype(ncclGetUniqueId)* get_unique_id = nullptr;
   decltype(ncclCommInitRankConfig)* comm_init_rank_config = nullptr;
   decltype(ncclCommGetAsyncError)* comm_get_async_error = nullptr;
@@ -65,15 +68,14 @@ struct NcclLibrary {
 
 class NcclFabric final : public Fabric {
  public:
-  explicit NcclFabric(Transport& bootstrap) : rank_(bootstrap.rank()), size_(bootstrap.size()) {
-    const ncclUniqueId id = share_id(bootstrap);
-    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
-    config.blocking = 0;  // so that a rank that is lost ends no thread of the others
-    start(nccl_.comm_init_rank_config(&comm_, size_, id, rank_, &config), "connecting");
-    for (;;) {
-      bootstrap.check();
-      if (settled("connecting")) return;
-      std::this_thread::yield();
+  NcclFabric(Transport& bootstrap, double timeout_s)
+      : rank_(bootstrap.rank()), size_(bootstrap.size()) {
+    try {
+      connect(bootstrap, deadline_ns_after(timeout_s));
+    } catch (const CommError& error) {
+      abort();
+      bootstrap.abort(error.what());
+      bootstrap.check();  // throws: this failure, or one that came before it
     }
   }
   ~NcclFabric() override { abort(); }
@@ -90,14 +92,18 @@ class NcclFabric final : public Fabric {
             trade.call.label);
     } else {
       start(nccl_.group_start(), trade.call.label);
+      ncclResult_t first_bad = ncclSuccess;  // told when the group is closed
+      const auto note = [&](ncclResult_t result) {
+        const bool is_good = result == ncclSuccess || result == ncclInProgress;
+        if (!is_good && first_bad == ncclSuccess) first_bad = result;
+      };
       for (int peer = 0; peer < size_; ++peer) {
         if (peer == rank_) continue;
-        start(nccl_.send(trade.given_to(peer), trade.call.bytes, ncclInt8, peer, comm_, stream),
-              trade.call.label);
-        start(nccl_.recv(trade.taken_from(peer), trade.call.bytes, ncclInt8, peer, comm_, stream),
-              trade.call.label);
+        note(nccl_.send(trade.given_to(peer), trade.call.bytes, ncclInt8, peer, comm_, stream));
+        note(nccl_.recv(trade.taken_from(peer), trade.call.bytes, ncclInt8, peer, comm_, stream));
       }
-      start(nccl_.group_end(), trade.call.label);
+      note(nccl_.group_end());
+      start(first_bad, trade.call.label);
     }
     // Enqueued when NCCL says so, and not before; the first time it connects peers, which abort()
     // may end.
@@ -123,6 +129,20 @@ class NcclFabric final : public Fabric {
   }
 
  private:
+  void connect(Transport& bootstrap, int64_t deadline_ns) {
+    const ncclUniqueId id = share_id(bootstrap);
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.blocking = 0;  // so that a rank that is lost ends no thread of the others
+    start(nccl_.comm_init_rank_config(&comm_, size_, id, rank_, &config), "connecting");
+    while (!settled("connecting")) {
+      bootstrap.check();
+      if (now_ns() >= deadline_ns) {
+        throw CommError(fmt::format("NCCL did not connect {} ranks in time", size_));
+      }
+      std::this_thread::yield();
+    }
+  }
+
   // Rank 0's, at every rank.
   ncclUniqueId share_id(Transport& bootstrap) const {
     ncclUniqueId mine = {};
@@ -163,8 +183,8 @@ class NcclFabric final : public Fabric {
 
 }  // namespace
 
-std::unique_ptr<Fabric> make_nccl_fabric(Transport& bootstrap) {
-  return std::make_unique<NcclFabric>(bootstrap);
+std::unique_ptr<Fabric> make_nccl_fabric(Transport& bootstrap, double timeout_s) {
+  return std::make_unique<NcclFabric>(bootstrap, timeout_s);
 }
 
 }  // namespace strata::engine

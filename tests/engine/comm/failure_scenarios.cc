@@ -68,6 +68,12 @@ void leave(Rank& rank) {
   gather(rank);
 }
 
+// Before anybody has traded anything.
+void leave_at_once(Rank& rank) {
+  if (rank.rank() == 1) return rank.communicator.reset();
+  gather(rank);
+}
+
 // Comes too late by far, and is told so.
 void stall(Rank& rank) {
   gather(rank);
@@ -103,6 +109,11 @@ constexpr FailureScenario kScenarios[] = {
          "disagree: exchange of 100 bytes against all_gather \\(gather\\)) of 100 bytes"},
     {.name = "leave",
      .run = leave,
+     .timeout_s = kLong_s,
+     .told = "rank 1 left the run while rank [02] waited for it in all_gather \\(gather\\)",
+     .rank_1_is_told = false},
+    {.name = "leave_at_once",
+     .run = leave_at_once,
      .timeout_s = kLong_s,
      .told = "rank 1 left the run while rank [02] waited for it in all_gather \\(gather\\)",
      .rank_1_is_told = false},

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <exception>
 #include <thread>
+#include <utility>
 
 #include "engine/comm/device_communicator.h"
 #include "engine/comm/host_communicator.h"
@@ -24,6 +25,7 @@ class HostFabric final : public engine::Fabric {
 
   std::string description() const override { return "a stand-in"; }
   void trade(Queue& queue, const engine::Trade& trade) override {
+    if (!std::exchange(connected_, true)) connect();
     queue.run([this, trade] {
       try {
         transport_->trade(trade);
@@ -40,6 +42,16 @@ class HostFabric final : public engine::Fabric {
   }
 
  private:
+  // The first trade waits for its peers on the caller's thread, as NCCL's does.
+  void connect() {
+    try {
+      transport_->trade({.call = {engine::Verb::make_communicator, "connect", 0}});
+    } catch (const CommError&) {
+      aborted_.wait(false);
+    }
+  }
+
+  bool connected_ = false;
   std::atomic<bool> aborted_ = false;
   const std::unique_ptr<engine::Transport> transport_;
 };

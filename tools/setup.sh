@@ -107,7 +107,12 @@ unpack() {
   if command -v dpkg-deb >/dev/null; then
     dpkg-deb -x "$1" "$2"
   else
-    ar p "$1" data.tar.xz | tar -xJ -C "$2"
+    local data
+    data="$(ar t "$1" | grep '^data\.tar')"
+    case "$data" in
+      *.zst) ar p "$1" "$data" | zstd -dc | tar -x -C "$2" ;;
+      *) ar p "$1" "$data" | xz -dc | tar -x -C "$2" ;;
+    esac
   fi
 }
 
@@ -117,11 +122,13 @@ unpack_packages() {
     complain "'$1' is damaged: copy it again"
   mkdir -p "$2"
   [[ -z "$(ls -A "$2")" ]] || complain "'$2' is not empty: remove it, or name another --prefix"
+  [[ "$2" =~ ^[A-Za-z0-9/._+-]+$ ]] ||
+    complain "'$2' has characters that build files do not take: name another --prefix"
   local prefix deb
   prefix="$(cd "$2" && pwd)"
   for deb in "$1"/*.deb; do unpack "$deb" "$prefix"; done
   local lib
-  lib="$(dirname "$(find "$prefix/usr/lib" -name liburing.pc)" | xargs dirname)"
+  lib="$(dirname "$(dirname "$(find "$prefix/usr/lib" -name liburing.pc)")")"
   find "$prefix/usr" -name '*.pc' -exec sed -i "s|=/usr|=$prefix/usr|" {} +
   cat > "$prefix/env.sh" <<END
 # Packages that tools/setup.sh --from unpacked here.

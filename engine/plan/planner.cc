@@ -137,10 +137,11 @@ class Planner {
     const int64_t count = int64_t{units().back().layer} - 1;
     const auto micro_batches =
         static_cast<uint64_t>(plan_.order == UnitOrder::vertical ? plan_.micro_batches : 1);
-    for (const Unit& of : units()) {
+    for (size_t u = 0; u < units().size(); ++u) {
+      const Unit& of = units()[u];
       if (of.layer >= count) break;
-      PerUnit& unit = activations.units[static_cast<size_t>(of.last_tile)];
-      if (&of != &units()[static_cast<size_t>(of.last_tile)]) continue;
+      if (of.last_tile != static_cast<int>(u)) continue;
+      PerUnit& unit = activations.units[u];
       const double before = (static_cast<double>(of.layer) + 0.5) / static_cast<double>(count);
       unit.checkpoint_tier = before < parts.nvme                ? Tier::nvme
                              : before < parts.nvme + parts.host ? Tier::host

@@ -66,6 +66,8 @@ class Window {
       if (runs_.empty() || runs_.back().unit != action.unit) start_run(action.unit);
       run_of_.push_back(runs_.size() - 1);
     }
+    gathers_ = std::find(input.access.begin(), input.access.end(), ParameterAccess::gathered) !=
+               input.access.end();
     for (size_t run = 0; run < runs_.size(); ++run) {
       runs_[run].live = live_from(run);
       const auto& live = runs_[run].live;
@@ -132,6 +134,7 @@ class Window {
         if (contains(live, unit)) continue;
         if (!is_gathered(unit)) {
           if (completed++ < input_.gather_ahead) live.push_back(unit);
+          if (completed >= input_.gather_ahead && !gathers_) return live;
           continue;
         }
         ahead_numel += numel(unit);
@@ -174,6 +177,7 @@ class Window {
   }
 
   const ProgramInput& input_;
+  bool gathers_ = false;  // any unit
   std::vector<Run> runs_;
   std::vector<size_t> run_of_;             // by site
   std::vector<std::vector<size_t>> uses_;  // by unit: runs

@@ -23,11 +23,12 @@ void fill(const Parameter& parameter, int64_t first, int64_t numel, uint64_t see
     std::fill_n(out, numel, parameter.init.value);
     return;
   }
-  const auto draw = [&](const std::string& of, int64_t from, int64_t count, float* to) {
-    const uint64_t stream = XXH3_64bits(of.data(), of.size());
+  const std::string& name = parameter.slice ? parameter.slice->of : parameter.name;
+  const uint64_t stream = XXH3_64bits(name.data(), name.size());
+  const auto draw = [&](int64_t from, int64_t count, float* to) {
     ops::fill_normal(to, from, count, parameter.init.value, seed, stream);
   };
-  if (!parameter.slice) return draw(parameter.name, first, numel, out);
+  if (!parameter.slice) return draw(first, numel, out);
   const ParameterSlice& slice = *parameter.slice;
   int64_t inner = 1;
   for (size_t dim = slice.dim + 1; dim < slice.shape.rank; ++dim) inner *= slice.shape[dim];
@@ -36,7 +37,7 @@ void fill(const Parameter& parameter, int64_t first, int64_t numel, uint64_t see
   for (int64_t at = first; at < first + numel;) {
     const int64_t count = std::min(run - at % run, first + numel - at);
     const int64_t whole = (at / run * slice.shape[slice.dim] + slice.begin) * inner + at % run;
-    draw(slice.of, whole, count, out + (at - first));
+    draw(whole, count, out + (at - first));
     at += count;
   }
 }

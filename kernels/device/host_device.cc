@@ -45,14 +45,9 @@ class HostDevice final : public Device {
   MemoryBlock allocate(size_t bytes) override {
     if (bytes == 0) return {};
     meter_.reserve(bytes);
-    try {
-      MemoryBlock block(map_resident(bytes, &spread_), bytes, this, &release);
-      if (options_.guard_memory) guard_.add(block.data(), bytes);
-      return block;
-    } catch (...) {
-      meter_.release(bytes);
-      throw;
-    }
+    MemoryBlock block = map_metered(bytes);
+    if (options_.guard_memory) guard_.add(block.data(), bytes);
+    return block;
   }
 
   // The host device copies from and to any memory at full speed.
@@ -66,6 +61,15 @@ class HostDevice final : public Device {
   size_t peak_bytes() const override { return meter_.peak_bytes(); }
 
  private:
+  MemoryBlock map_metered(size_t bytes) {
+    try {
+      return MemoryBlock(map_resident(bytes, &spread_), bytes, this, &release);
+    } catch (...) {
+      meter_.release(bytes);
+      throw;
+    }
+  }
+
   // `owner` is the device whose cap the block counts against; null for pinned memory.
   static void release(void* owner, void* data, size_t bytes) noexcept {
     auto* const device = static_cast<HostDevice*>(owner);

@@ -84,7 +84,7 @@ TEST_F(Tiles, FitAVocabularyIntoABudgetThatItIsTooWideFor) {
   EXPECT_LT(tiled, whole - table);
   config_.device_memory = tiled;
   EXPECT_THROW(engine(1, wide_vocabulary()), OutOfBudget);
-  EXPECT_THAT([&] { engine(2, wide_vocabulary()); },
+  EXPECT_THAT([&] { engine(1, wide_vocabulary()); },
               testing::ThrowsMessage<OutOfBudget>(testing::HasSubstr("strata.tiles = 4")));
   Engine fits = engine(8, wide_vocabulary());
   EXPECT_GT(step(fits, 100).loss, 0);
@@ -128,6 +128,21 @@ TEST_F(Tiles, TrainAsTheWholeDoesButForRounding) {
     EXPECT_NEAR(result.loss, expected.loss, 1e-5 * expected.loss) << s;
     EXPECT_NEAR(result.grad_norm, expected.grad_norm, 1e-4 * expected.grad_norm) << s;
     EXPECT_EQ(step(kept, 100 + s).grad_norm, result.grad_norm) << s;
+  }
+}
+
+// A layer's tiles drop the same elements, however many they are.
+TEST_F(Tiles, DropWhatTheirLayerDrops) {
+  config_.dtype = DType::fp32;
+  models::Gpt2Config gpt2 = wide_gpt2();
+  gpt2.embd_pdrop = gpt2.resid_pdrop = gpt2.attn_pdrop = 0.3;
+  Engine two = engine(2, gpt2);
+  Engine four = engine(4, gpt2);
+  for (uint64_t s = 0; s < 2; ++s) {
+    const StepResult expected = step(two, 100 + s);
+    const StepResult result = step(four, 100 + s);
+    EXPECT_NEAR(result.loss, expected.loss, 1e-5 * expected.loss) << s;
+    EXPECT_NEAR(result.grad_norm, expected.grad_norm, 1e-4 * expected.grad_norm) << s;
   }
 }
 

@@ -1,8 +1,11 @@
 // Guarded device memory is the queues' alone.
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cstring>
+#include <future>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #include "kernels/device/host_device.h"
@@ -45,7 +48,13 @@ TEST_F(MemoryGuardDeathTest, OthersMayNot) {
 // A queue that waits for another one does not hold the memory open.
 TEST_F(MemoryGuardDeathTest, NotWhileAQueueWaits) {
   const auto host = make_host_queue({.name = "host"}, {}, traffic_);
-  host->run([this] { EXPECT_DEATH(block_.data()[0] = std::byte{1}, ""); });
+  std::promise<void> started;
+  host->run([&] {
+    started.get_future().wait();
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));  // by then the queue waits
+    EXPECT_DEATH(block_.data()[0] = std::byte{1}, "");
+  });
+  queue_->run([&] { started.set_value(); });
   queue_->wait(host->record(), kTag);
   queue_->run([this] { block_.data()[0] = std::byte{2}; });
   queue_->synchronize();

@@ -150,6 +150,7 @@ void add_bench(CLI::App& app) {
   bench->require_subcommand(1);
   add_bench_adam(*bench);
   add_bench_io(*bench);
+  add_bench_layers(*bench);
   add_bench_step(*bench);
   add_bench_pipeline(*bench);
 }

@@ -18,6 +18,7 @@ namespace strata::tools {
 // Each adds its subcommand to `strata bench`.
 void add_bench_adam(CLI::App& bench);
 void add_bench_io(CLI::App& bench);
+void add_bench_layers(CLI::App& bench);
 void add_bench_step(CLI::App& bench);
 void add_bench_pipeline(CLI::App& bench);
 

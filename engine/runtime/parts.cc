@@ -29,19 +29,40 @@ HostDeviceOptions host_options(const Config& config, const Disturbance& disturba
   return options;
 }
 
-std::unique_ptr<Device> make_device(const Config& config, const HostDeviceOptions& options,
-                                    TrafficSink& traffic, LogSink& log) {
+std::unique_ptr<Device> make_device(const Config& config, const World& world,
+                                    const HostDeviceOptions& host, TrafficSink& traffic) {
   const std::string no_cuda = cuda_unavailable_reason();
-  if (config.device == DeviceChoice::cuda) {
+  if (config.device == DeviceChoice::cuda && !no_cuda.empty()) {
     throw DeviceError(
-        no_cuda.empty()
-            ? "strata.device is \"cuda\", whose layer kernels are not there yet: use \"host\""
-            : fmt::format("strata.device is \"cuda\", but {}: use \"host\" or \"auto\"", no_cuda));
+        fmt::format("strata.device is \"cuda\", but {}: use \"host\" or \"auto\"", no_cuda));
   }
-  if (config.device == DeviceChoice::automatic && no_cuda.empty()) {
-    log.log(LogLevel::info, "the GPU is left alone: layers run on the host device so far");
+  if (config.device != DeviceChoice::cuda) return make_host_device(host, traffic);
+  // One process a GPU; those that share one for want of others share its memory too.
+  const int devices = cuda_device_count();
+  const int sharing = (world.local_size + devices - 1) / devices;
+  if (sharing > 1 && config.device_memory == 0) {
+    throw ConfigError(fmt::format(
+        "{} ranks of this machine share {} GPUs: start one a GPU, or set strata.device_memory to "
+        "what a rank may take",
+        world.local_size, devices));
   }
-  return make_host_device(options, traffic);
+  return make_cuda_device(
+      {.ordinal = world.local_rank % devices, .cap_bytes = config.device_memory}, traffic);
+}
+
+std::string describe_device(const Device& device, const Config& config) {
+  if (device.kind() != DeviceKind::host || config.device != DeviceChoice::automatic) {
+    return device.description();
+  }
+  const std::string no_cuda = cuda_unavailable_reason();
+  return fmt::format("{} ({})", device.description(),
+                     no_cuda.empty() ? "for the GPU set strata.device to \"cuda\"" : no_cuda);
+}
+
+MachineMemory machine_memory(const Device& device, const Config& config, int ranks) {
+  MachineMemory memory = MachineMemory::of_host(config, ranks);
+  if (device.kind() == DeviceKind::cuda) memory.device_bytes = device.cap_bytes();
+  return memory;
 }
 
 std::unique_ptr<io::IoBackend> make_io_backend(const Config& config, const Disturbance& disturbance,

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/plan/planner.h"
 #include "io/io_backend.h"
 #include "io/striped_file.h"
 #include "kernels/device/device.h"
@@ -37,9 +38,17 @@ int thread_count(int asked, const World& world);
 HostDeviceOptions host_options(const Config& config, const Disturbance& disturbance,
                                const std::vector<int>& memory_nodes);
 
-// Throws DeviceError for a device that is not there.
-std::unique_ptr<Device> make_device(const Config& config, const HostDeviceOptions& options,
-                                    TrafficSink& traffic, LogSink& log);
+// This rank's GPU, or the host. Throws DeviceError for a device that is not there, ConfigError where
+// ranks have to share one.
+std::unique_ptr<Device> make_device(const Config& config, const World& world,
+                                    const HostDeviceOptions& host, TrafficSink& traffic);
+
+// For the start-up lines: also why it is not a GPU.
+std::string describe_device(const Device& device, const Config& config);
+
+// What is free for this rank, one of so many on this machine. A GPU has memory of its own. Throws
+// as MachineMemory::of_host() does.
+MachineMemory machine_memory(const Device& device, const Config& config, int ranks);
 
 // Throws IoError for an I/O engine that is asked for and forbidden.
 std::unique_ptr<io::IoBackend> make_io_backend(const Config& config, const Disturbance& disturbance,

@@ -66,7 +66,7 @@ Runtime::Runtime(Model model, const Config& config, const World& world,
   binding_line_ = binding.description;
   host_options_ = host_options(config_, disturbance, binding.memory_nodes);
   const HostDeviceOptions& host = host_options_;
-  device_ = make_device(config_, host, recorder_, log_);
+  device_ = make_device(config_, world_, host, recorder_);
   compute_ = device_->create_queue({"compute", compute_threads});
   copy_in_ = device_->create_queue({"copy in", 1});
   copy_out_ = device_->create_queue({"copy out", 1});
@@ -79,9 +79,11 @@ Runtime::Runtime(Model model, const Config& config, const World& world,
   host_update_ =
       make_host_queue({"host update", optimizer_threads, binding.places}, host, recorder_);
   passes_ = std::make_unique<ComputeSpans>(*compute_, recorder_);
-  layer_ops_ = ops::make_host_layer_ops(*compute_, compute_threads);
+  const bool on_gpu = device_->kind() == DeviceKind::cuda;
+  layer_ops_ = on_gpu ? ops::make_cuda_layer_ops(*compute_)
+                      : ops::make_host_layer_ops(*compute_, compute_threads);
   if (disturbance.wrap_ops) layer_ops_ = disturbance.wrap_ops(std::move(layer_ops_));
-  device_state_ops_ = ops::make_host_state_ops();
+  device_state_ops_ = on_gpu ? ops::make_cuda_state_ops() : ops::make_host_state_ops();
   host_state_ops_ = ops::make_host_state_ops();
   comm_ = make_communicator(world_, *comm_queue_, *device_state_ops_,
                             {.timeout_s = config_.comm_timeout_s}, recorder_);
@@ -95,7 +97,7 @@ void Runtime::build(const Disturbance& disturbance) {
                  .world = world_,
                  .micro_batch = shape_,
                  .ops = *layer_ops_,
-                 .machine = MachineMemory::of_host(config_, world_.local_size),
+                 .machine = machine_memory(*device_, config_, world_.local_size),
                  .held_units = held_units_}));
   compare_with_peers();
   tiers_ = std::make_unique<offload::TierManager>(*device_, plan_->summary);
@@ -375,7 +377,8 @@ void Runtime::write_parameter(std::string_view name, std::span<const float> valu
 std::vector<std::string> Runtime::description() const {
   std::vector<std::string> lines;
   lines.push_back(fmt::format("device: {}, {} compute threads, optimizer on {} threads ({})",
-                              device_->description(), thread_count(config_.compute_threads, world_),
+                              describe_device(*device_, config_),
+                              thread_count(config_.compute_threads, world_),
                               thread_count(config_.optimizer_threads, world_), ops::active_isa()));
   lines.push_back(binding_line_);
   if (world_.size > 1) lines.push_back(comm_->description());

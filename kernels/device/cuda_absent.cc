@@ -9,6 +9,8 @@ std::string cuda_backend() { return {}; }
 
 std::string cuda_unavailable_reason() { return "built without CUDA"; }
 
+int cuda_device_count() { return 0; }
+
 std::unique_ptr<Device> make_cuda_device(const CudaDeviceOptions&, TrafficSink&) {
   throw DeviceError("CUDA cannot be used: " + cuda_unavailable_reason());
 }

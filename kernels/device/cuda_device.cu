@@ -1,6 +1,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 
@@ -34,10 +35,27 @@ struct FreePinned {
   void operator()(void* data) const { cudaFreeHost(data); }
 };
 
+// What a budget that nobody set leaves to kernels' code and stacks, cuBLAS and NCCL.
+constexpr size_t kLibrariesBytes = size_t{1} << 30;
+
+// More streams run at a time than the 8 that CUDA gives lines of their own: else one that waits holds
+// others back. Read when the process first uses CUDA; a value that somebody set stays.
+void ask_for_connections() { setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", /*overwrite=*/0); }
+
+size_t free_bytes(int ordinal) {
+  check_cuda(cudaSetDevice(ordinal), "selecting a CUDA device");
+  size_t free = 0;
+  size_t total = 0;
+  check_cuda(cudaMemGetInfo(&free, &total), "asking for free device memory");
+  return free > kLibrariesBytes ? free - kLibrariesBytes : 0;
+}
+
 class CudaDevice final : public Device {
  public:
   CudaDevice(const CudaDeviceOptions& options, TrafficSink& traffic)
-      : ordinal_(options.ordinal), traffic_(traffic), meter_(options.cap_bytes) {
+      : ordinal_(options.ordinal),
+        traffic_(traffic),
+        meter_(options.cap_bytes != 0 ? options.cap_bytes : free_bytes(options.ordinal)) {
     select();
   }
 
@@ -119,6 +137,7 @@ class CudaDevice final : public Device {
 std::string cuda_backend() { return "CUDA " + version_text(CUDART_VERSION); }
 
 std::string cuda_unavailable_reason() {
+  ask_for_connections();
   int driver_version = 0;
   const cudaError_t asked = cudaDriverGetVersion(&driver_version);
   if (asked != cudaSuccess) return cuda_error_text(asked, "asking for the NVIDIA driver");
@@ -134,6 +153,12 @@ std::string cuda_unavailable_reason() {
   }
   if (counted != cudaSuccess) return cuda_error_text(counted, "counting CUDA devices");
   return {};
+}
+
+int cuda_device_count() {
+  int devices = 0;
+  return cuda_unavailable_reason().empty() && cudaGetDeviceCount(&devices) == cudaSuccess ? devices
+                                                                                          : 0;
 }
 
 std::unique_ptr<Device> make_cuda_device(const CudaDeviceOptions& options, TrafficSink& traffic) {

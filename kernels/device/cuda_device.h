@@ -13,9 +13,14 @@ namespace strata {
 // ("built without CUDA", "no NVIDIA driver", ...). Never throws.
 std::string cuda_unavailable_reason();
 
+// CUDA devices that this process sees; 0 where CUDA cannot be used. Never throws.
+int cuda_device_count();
+
 struct CudaDeviceOptions {
   int ordinal = 0;
-  size_t cap_bytes = 0;  // hard cap on this process's device memory
+  // Hard cap on this process's device memory; 0: what is free now, less what CUDA's libraries take
+  // for themselves.
+  size_t cap_bytes = 0;
 };
 
 // Throws DeviceError with CUDA's own text and what was being done. `traffic` must outlive it.

@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+#include <string_view>
+
 #include "kernels/ops/random.h"
 #include "tests/engine/local_ranks.h"
 
@@ -17,6 +20,12 @@ models::Gpt2Config tiny_gpt2() {
   return config;
 }
 
+DeviceChoice device_under_test() {
+  const char* const asked = std::getenv("STRATA_TEST_DEVICE");
+  return asked != nullptr && std::string_view(asked) == "cuda" ? DeviceChoice::cuda
+                                                               : DeviceChoice::host;
+}
+
 Config tiny_config() {
   Config config;
   config.micro_batch = 2;
@@ -28,7 +37,7 @@ Config tiny_config() {
   config.sub_group_numel = 1 << 20;
   config.param = {1, 0, 0};
   config.optimizer_state.fill({1, 0, 0});
-  config.device = DeviceChoice::host;
+  config.device = device_under_test();
   config.compute_threads = 2;
   config.optimizer_threads = 2;
   config.io_block_bytes = 64 << 10;

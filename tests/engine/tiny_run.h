@@ -31,6 +31,9 @@ namespace testing_support {
 // one grain.
 models::Gpt2Config tiny_gpt2();
 
+// What STRATA_TEST_DEVICE names: "cuda", or the host.
+DeviceChoice device_under_test();
+
 // Everything on the device, 2 micro-batches of 2 rows, clipping that bites, bf16.
 Config tiny_config();
 

@@ -330,13 +330,15 @@ Group strata_group(ConfigDraft& draft) {
   Group group = {
       "Strata's own",
       {section("strata",
-               "What DeepSpeed has no key for. Except for `seed`, `moment_codec`, `accumulate`, `tiles` "
+               "What DeepSpeed has no key for. Except for `seed`, `moment_codec`, `accumulate`, "
+               "`tiles` "
                "and `parameter_groups`, none of it changes the training state."),
        honoured("strata.device",
                 choice(out.device, {{"auto", DeviceChoice::automatic},
                                     {"host", DeviceChoice::host},
                                     {"cuda", DeviceChoice::cuda}}),
-                "What computes. auto is the host so far, also where there is a GPU: cuda, with which each "
+                "What computes. auto is the host so far, also where there is a GPU: cuda, with "
+                "which each "
                 "rank takes a GPU of its machine, is built and has not run on one yet."),
        honoured("strata.device_memory", bytes(out.device_memory),
                 "Budget of device memory; 0: as much as the plan needs and the device has."),

@@ -312,5 +312,25 @@ TEST_F(BenchIoCommandTest, RefusesWhatItCannotMeasure) {
   EXPECT_EQ(bench("--size many").exit_code, 2);
 }
 
+TEST_F(BenchCommandTest, LayersRunBesideTheSquareProduct) {
+  const json result = smoke("layers", "--device host --dtype fp32");
+  EXPECT_EQ(result.at("dtype"), "fp32");
+  const json& operations = result.at("operations");
+  EXPECT_NEAR(operations.at(0).at("of_peak").get<double>(), 1.0, 1e-9);
+  std::set<std::string> names;
+  for (const json& one : operations) {
+    EXPECT_GT(one.at("median_ms"), 0.0);
+    EXPECT_GT(one.at("gb_per_s"), 0.0);
+    names.insert(one.at("operation"));
+  }
+  EXPECT_EQ(names.size(), operations.size());
+  EXPECT_TRUE(names.contains("attention backward") && names.contains("cross-entropy"));
+}
+
+TEST_F(BenchCommandTest, LayersRefuseWhatIsNotThere) {
+  EXPECT_THAT(strata("bench layers --smoke --device tpu").err, HasSubstr("say \"auto\""));
+  EXPECT_THAT(strata("bench layers --channels 100 --heads 3").err, HasSubstr("multiple"));
+}
+
 }  // namespace
 }  // namespace strata::testing_support

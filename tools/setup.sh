@@ -140,7 +140,7 @@ END
   echo "setup.sh: unpacked; now: source $prefix/env.sh"
 }
 
-download= from= prefix="$(dirname "$0")/../build/packages"
+download='' from='' prefix="$(dirname "$0")/../build/packages"
 while (($# > 0)); do
   case "$1" in
     -h | --help) usage && exit 0 ;;

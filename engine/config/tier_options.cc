@@ -393,14 +393,16 @@ Group strata_group(ConfigDraft& draft) {
                 "back, then the next; vertical takes all of them through a unit before the next "
                 "unit, so that parameters travel once a step, and holds the activations between "
                 "units of all of them. auto compares what both move with nominal bandwidths."),
-       honoured("strata.tiles", integer(out.tiles, {.min = 1, .max = Config::kMostTiles}),
-                "Memory-centric tiling: into how many parts, gathered one after the other, the "
-                "model's wide layers are divided: of embedding and head the vocabulary, of each "
-                "block's attention its heads and of its MLP the inner channels. For layers too "
-                "wide for the device's budget, and logits too: no more than a tile's need be "
-                "there at a time. The gradient of the token table that embedding and head share "
-                "waits on the device for both of them, in all its tiles. Sums are rounded once a "
-                "tile, so each number of tiles has bits of its own."),
+       honoured(
+           "strata.tiles", integer(out.tiles, {.min = 1, .max = Config::kMostTiles}),
+           "Memory-centric tiling: into how many parts, gathered one after the other, the "
+           "model's wide layers are divided: of embedding and head the vocabulary, of each "
+           "block's attention its heads and of its MLP the inner channels. For layers too "
+           "wide for the device's budget, and logits too: no more than a tile's need be "
+           "there at a time. The gradient of the token table that embedding and head share "
+           "waits on the device for both of them, in all its tiles. In vertical order a layer's "
+           "inputs and outputs of all micro-batches are on the device while its tiles pass. "
+           "Sums are rounded once a tile, so each number of tiles has bits of its own."),
        honoured("strata.overlap", boolean(out.overlap),
                 "false: one thing at a time, for measuring and debugging."),
        honoured("strata.overlap_update", boolean(out.overlap_update),

@@ -114,6 +114,9 @@ TEST_P(AnyPlacement, LeavesTheSameBits) {
   static std::map<std::pair<int, int64_t>, RunOutcome> everything_on_the_device;
   const TemporaryDirectory directory;
   const Sample sample = Sampler(GetParam()).draw(directory.path());
+  if (sample.ranks > 1 && testing_support::device_under_test() == DeviceChoice::cuda) {
+    GTEST_SKIP() << "ranks take a GPU each";
+  }
   // Tiles are part of the model's arithmetic.
   const std::pair arithmetic(sample.ranks, sample.config.tiles);
   auto reference = everything_on_the_device.find(arithmetic);

@@ -38,8 +38,8 @@ int thread_count(int asked, const World& world);
 HostDeviceOptions host_options(const Config& config, const Disturbance& disturbance,
                                const std::vector<int>& memory_nodes);
 
-// This rank's GPU, or the host. Throws DeviceError for a device that is not there, ConfigError where
-// ranks have to share one.
+// This rank's GPU, or the host. Throws DeviceError for a device that is not there, ConfigError
+// where ranks have to share one.
 std::unique_ptr<Device> make_device(const Config& config, const World& world,
                                     const HostDeviceOptions& host, TrafficSink& traffic);
 

@@ -38,8 +38,8 @@ struct FreePinned {
 // What a budget that nobody set leaves to kernels' code and stacks, cuBLAS and NCCL.
 constexpr size_t kLibrariesBytes = size_t{1} << 30;
 
-// More streams run at a time than the 8 that CUDA gives lines of their own: else one that waits holds
-// others back. Read when the process first uses CUDA; a value that somebody set stays.
+// More streams run at a time than the 8 that CUDA gives lines of their own: else one that waits
+// holds others back. Read when the process first uses CUDA; a value that somebody set stays.
 void ask_for_connections() { setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", /*overwrite=*/0); }
 
 size_t free_bytes(int ordinal) {

@@ -23,8 +23,8 @@ class StateOps {
 // For host queues, and queues of the host device.
 std::unique_ptr<StateOps> make_host_state_ops();
 
-// For queues of a CUDA device, whose memory the spans lie in. Throws DeviceError where the build has
-// no CUDA.
+// For queues of a CUDA device, whose memory the spans lie in. Throws DeviceError where the build
+// has no CUDA.
 std::unique_ptr<StateOps> make_cuda_state_ops();
 
 }  // namespace strata::ops

@@ -1,5 +1,5 @@
-// The optimizers' lines (kernels/ops/optimizer_rules.inc) on vectors of elements. Everything else about an update is the skeleton's (optimizer_update.cc). Included once for each
-// target.
+// The optimizers' lines (kernels/ops/optimizer_rules.inc) on vectors of elements. Everything else
+// about an update is the skeleton's (optimizer_update.cc). Included once for each target.
 #if defined(STRATA_OPTIMIZER_RULES_INL_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef STRATA_OPTIMIZER_RULES_INL_H
 #undef STRATA_OPTIMIZER_RULES_INL_H

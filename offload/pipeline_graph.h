@@ -132,6 +132,7 @@ class OptimizerPipeline::Graph {
   void write(Job& job);
 
   LinkBytes traffic(const Job& job, Purpose purpose) const;
+  std::span<std::byte> state_of(const Job& job, bool restores) const;
   IoCommand state_command(const Job& job, io::Op op) const;
   void update_on_device(Job& job, const Event& gradient);
   void place(Job& job);

@@ -50,20 +50,25 @@ LinkBytes OptimizerPipeline::Graph::traffic(const Job& job, Purpose purpose) con
                                          : update_traffic(spec, *job.group);
 }
 
-// Between the job's slot and its staging buffer. To restore from, the master weights suffice: they
-// come first there.
+// What lies in the job's slot, in its staging buffer. To restore from, the master weights suffice:
+// they come first there.
+std::span<std::byte> OptimizerPipeline::Graph::state_of(const Job& job, bool restores) const {
+  const TrainingStateSpec& spec = parts_.state.spec();
+  return {job.staging, restores ? spec.padded_bytes(StateKind::master, job.group->grains.grains())
+                                : spec.extent_bytes(*job.group)};
+}
+
+// Between the two.
 IoCommand OptimizerPipeline::Graph::state_command(const Job& job, io::Op op) const {
   const SlotStore& store = *parts_.state.store();
   const int32_t sub_group = job.group->index;
   const Extent extent = op == io::Op::read ? store.current(sub_group) : store.next(sub_group);
   IoCommand command;
+  const auto state = state_of(job, job.spans.purpose == Purpose::restoration);
   command.file = &store.file();
   command.offset = extent.offset;
-  command.data = job.staging;
-  command.bytes = extent.bytes;
-  if (job.spans.purpose == Purpose::restoration) {
-    command.bytes = parts_.state.spec().padded_bytes(StateKind::master, job.group->grains.grains());
-  }
+  command.data = state.data();
+  command.bytes = state.size();
   command.op = op;
   command.tag.kind = StateKind::master;
   return command;
@@ -131,9 +136,24 @@ void OptimizerPipeline::Graph::enqueue_update(Job& job, const Submission& submis
         note_wait(sub_group, since_ns, there_ns);
       });
     }
+    const bool restores = submission.purpose == Purpose::restoration;
+    if (job.on_disk) {
+      host_updates_.begin();
+      queue.run([this, sub_group, state = state_of(job, restores)] {
+        parts_.state.store()->check_current(sub_group, 0, state);
+      });
+      host_updates_.end({StateKind::master, sub_group, "check"});
+    }
     host_updates_.begin();
     update_fn_(job.spans, queue);
     host_updates_.end({StateKind::master, sub_group, "update"});
+    if (job.on_disk && !restores) {
+      host_updates_.begin();
+      queue.run([this, sub_group, state = state_of(job, restores)] {
+        parts_.state.store()->seal_next(sub_group, 0, state);
+      });
+      host_updates_.end({StateKind::master, sub_group, "seal"});
+    }
     queue.run(std::move(arrival));
   } catch (...) {
     const std::lock_guard lock(mutex_);

@@ -11,22 +11,30 @@ namespace strata::offload {
 namespace {
 
 constexpr uint64_t kBlockBytes = 4096;           // records start and end on it
-constexpr uint64_t kMagic = 0x4c4e524a41525453;  // "STRAJRNL", little endian
+constexpr uint64_t kMagic = 0x324e524a41525453;  // "STRAJRN2", little endian
 
-// On disk: header, one byte a sub-group, payload; zeros to the end of the record's place. The
-// checksum covers everything after itself.
+// On disk: header, one byte a sub-group, eight a piece, payload; zeros to the end of the record's
+// place. The checksum covers everything after itself.
 struct RecordHeader {
   uint64_t magic;
   uint64_t checksum;
   uint64_t generation;
   uint64_t sub_groups;
+  uint64_t pieces;
   uint64_t payload_bytes;
 };
 
-uint64_t record_bytes(size_t sub_groups) {
-  const uint64_t bytes = sizeof(RecordHeader) + sub_groups + SlotStore::kMaxPayloadBytes;
-  return (bytes + kBlockBytes - 1) / kBlockBytes * kBlockBytes;
-}
+// Where the parts of a record begin.
+struct RecordLayout {
+  explicit RecordLayout(const SlotLayout& layout)
+      : slots(sizeof(RecordHeader)),
+        sums(slots + layout.sub_groups()),
+        payload(sums + layout.pieces() * sizeof(uint64_t)),
+        bytes((payload + SlotStore::kMaxPayloadBytes + kBlockBytes - 1) / kBlockBytes *
+              kBlockBytes) {}
+
+  size_t slots, sums, payload, bytes;
+};
 
 uint64_t checksum_of(std::span<const std::byte> record) {
   constexpr size_t skip = offsetof(RecordHeader, generation);
@@ -35,33 +43,20 @@ uint64_t checksum_of(std::span<const std::byte> record) {
 
 }  // namespace
 
-SlotLayout::SlotLayout(std::span<const uint64_t> extent_bytes, int slots) : slots_(slots) {
-  extents_.reserve(extent_bytes.size());
-  for (const uint64_t bytes : extent_bytes) {
-    extents_.push_back({file_bytes_, bytes});
-    file_bytes_ += bytes * static_cast<uint64_t>(slots);
-  }
-}
-
-Extent SlotLayout::extent(int32_t sub_group, int slot) const {
-  Extent extent = extents_[static_cast<size_t>(sub_group)];
-  extent.offset += extent.bytes * static_cast<uint64_t>(slot);
-  return extent;
-}
-
 uint64_t SlotStore::journal_bytes(const SlotLayout& layout) {
-  return layout.slots() == 1 ? 0 : 2 * record_bytes(layout.sub_groups());
+  return layout.slots() == 1 ? 0 : 2 * RecordLayout(layout).bytes;
 }
 
-SlotStore::SlotStore(SlotLayout layout, Files files, Pump& pump, std::span<std::byte> staging)
+SlotStore::SlotStore(SlotLayout layout, Files files, Pump& pump, const Memory& memory)
     : layout_(std::move(layout)),
       files_(std::move(files)),
       pump_(pump),
-      staging_(staging),
+      memory_(memory),
+      sums_(layout_, files_.state.path(), memory.checksums),
       slot_of_(layout_.sub_groups(), 0) {
   if (layout_.slots() > 1 &&
-      (!files_.journal || staging_.size() < record_bytes(layout_.sub_groups()))) {
-    throw Error("a store with two slots needs a journal and staging for one record");
+      (!files_.journal || memory_.record.size() < RecordLayout(layout_).bytes)) {
+    throw Error("a store with two slots needs a journal and memory for one record");
   }
 }
 
@@ -73,18 +68,37 @@ std::vector<int> SlotStore::descriptors() const {
 }
 
 Extent SlotStore::current(int32_t sub_group) const {
-  return layout_.extent(sub_group, slot_of_[static_cast<size_t>(sub_group)]);
+  return layout_.extent(sub_group, slot_of(sub_group));
 }
 
 Extent SlotStore::next(int32_t sub_group) const {
-  const int slot = slot_of_[static_cast<size_t>(sub_group)];
-  return layout_.extent(sub_group, (slot + 1) % layout_.slots());
+  return layout_.extent(sub_group, next_slot_of(sub_group));
+}
+
+void SlotStore::seal_next(int32_t sub_group, uint64_t offset, std::span<const std::byte> data) {
+  sums_.seal(sub_group, next_slot_of(sub_group), offset, data);
+}
+
+void SlotStore::seal(int32_t sub_group, int slot, uint64_t offset,
+                     std::span<const std::byte> data) {
+  sums_.seal(sub_group, slot, offset, data);
+}
+
+void SlotStore::check_current(int32_t sub_group, uint64_t offset,
+                              std::span<const std::byte> data) const {
+  sums_.check(sub_group, slot_of(sub_group), offset, data);
+}
+
+void SlotStore::begin(uint64_t generation, std::span<const std::byte> payload) {
+  if (layout_.slots() == 1) return;
+  flush(files_.state, "flush state");
+  generation_ = generation;
+  write_record(payload);
 }
 
 void SlotStore::commit(std::span<const std::byte> payload) {
   if (layout_.slots() == 1) return;
-  pump_.submit({.op = io::Op::flush, .file = &files_.state, .tag = {.label = "flush state"}})
-      .wait();
+  flush(files_.state, "flush state");
   for (uint8_t& slot : slot_of_) slot ^= 1;
   ++generation_;
   try {
@@ -98,52 +112,58 @@ void SlotStore::commit(std::span<const std::byte> payload) {
 
 void SlotStore::write_record(std::span<const std::byte> payload) {
   if (payload.size() > kMaxPayloadBytes) throw Error("a journal payload is at most 4096 bytes");
-  const uint64_t bytes = record_bytes(slot_of_.size());
-  const std::span<std::byte> record = staging_.first(bytes);
+  const RecordLayout at(layout_);
+  const std::span<std::byte> record = memory_.record.first(at.bytes);
   std::fill(record.begin(), record.end(), std::byte{0});
-  RecordHeader header = {kMagic, 0, generation_, slot_of_.size(), payload.size()};
-  std::memcpy(record.data() + sizeof(header), slot_of_.data(), slot_of_.size());
-  if (!payload.empty()) {
-    std::memcpy(record.data() + sizeof(header) + slot_of_.size(), payload.data(), payload.size());
+  RecordHeader header = {kMagic,        0, generation_, layout_.sub_groups(), layout_.pieces(),
+                         payload.size()};
+  std::memcpy(record.data() + at.slots, slot_of_.data(), slot_of_.size());
+  for (size_t piece = 0; piece < layout_.pieces(); ++piece) {
+    const uint64_t sum = sums_.of_slot(slot_of(layout_.sub_group_of(piece)))[piece];
+    std::memcpy(record.data() + at.sums + piece * sizeof(sum), &sum, sizeof(sum));
   }
+  if (!payload.empty()) std::memcpy(record.data() + at.payload, payload.data(), payload.size());
   std::memcpy(record.data(), &header, sizeof(header));
   header.checksum = checksum_of(record);
   std::memcpy(record.data(), &header, sizeof(header));
+  transfer_record(io::Op::write, generation_);
+  flush(*files_.journal, "flush journal");
+}
 
+void SlotStore::transfer_record(io::Op op, uint64_t generation) {
+  const uint64_t bytes = RecordLayout(layout_).bytes;
   pump_
-      .submit({.op = io::Op::write,
+      .submit({.op = op,
                .file = &*files_.journal,
-               .offset = (generation_ % 2) * bytes,
-               .data = record.data(),
+               .offset = (generation % 2) * bytes,
+               .data = memory_.record.data(),
                .bytes = bytes,
                .tag = {.label = "journal"}})
-      .wait();
-  pump_.submit({.op = io::Op::flush, .file = &*files_.journal, .tag = {.label = "flush journal"}})
       .wait();
 }
 
-std::optional<JournalRecord> SlotStore::read_record(int place) {
-  const uint64_t bytes = record_bytes(slot_of_.size());
-  const std::span<std::byte> record = staging_.first(bytes);
-  pump_
-      .submit({.op = io::Op::read,
-               .file = &*files_.journal,
-               .offset = static_cast<uint64_t>(place) * bytes,
-               .data = record.data(),
-               .bytes = bytes,
-               .tag = {.label = "journal"}})
-      .wait();
+void SlotStore::flush(const io::FileSpace& file, const char* label) {
+  pump_.submit({.op = io::Op::flush, .file = &file, .tag = {.label = label}}).wait();
+}
+
+std::optional<JournalRecord> SlotStore::read_record(uint64_t place) {
+  transfer_record(io::Op::read, place);
+  const RecordLayout at(layout_);
+  const std::span<const std::byte> record = memory_.record.first(at.bytes);
   RecordHeader header;
   std::memcpy(&header, record.data(), sizeof(header));
-  const bool valid = header.magic == kMagic && header.sub_groups == slot_of_.size() &&
+  const bool valid = header.magic == kMagic && header.sub_groups == layout_.sub_groups() &&
+                     header.pieces == layout_.pieces() &&
                      header.payload_bytes <= kMaxPayloadBytes &&
                      header.checksum == checksum_of(record);
   if (!valid) return std::nullopt;
   JournalRecord result;
   result.generation = header.generation;
-  result.slot_of.resize(slot_of_.size());
-  std::memcpy(result.slot_of.data(), record.data() + sizeof(header), slot_of_.size());
-  const auto payload = record.subspan(sizeof(header) + slot_of_.size(), header.payload_bytes);
+  result.slot_of.resize(layout_.sub_groups());
+  std::memcpy(result.slot_of.data(), record.data() + at.slots, result.slot_of.size());
+  result.sums.resize(layout_.pieces());
+  std::memcpy(result.sums.data(), record.data() + at.sums, layout_.pieces() * sizeof(uint64_t));
+  const auto payload = record.subspan(at.payload, header.payload_bytes);
   result.payload.assign(payload.begin(), payload.end());
   return result;
 }
@@ -151,16 +171,32 @@ std::optional<JournalRecord> SlotStore::read_record(int place) {
 std::optional<JournalRecord> SlotStore::recover(uint64_t newest_generation) {
   if (!files_.journal) return std::nullopt;
   std::optional<JournalRecord> newest;
-  for (const int place : {0, 1}) {
+  std::optional<uint64_t> too_new;
+  for (const uint64_t place : {0, 1}) {
     std::optional<JournalRecord> record = read_record(place);
-    if (!record || record->generation > newest_generation) continue;
-    if (!newest || record->generation > newest->generation) newest = std::move(record);
+    if (!record) continue;
+    if (record->generation > newest_generation) {
+      too_new = record->generation;
+    } else if (!newest || record->generation > newest->generation) {
+      newest = std::move(record);
+    }
   }
-  if (newest) {
-    generation_ = newest->generation;
-    slot_of_ = newest->slot_of;
+  if (newest && too_new) {
+    std::fill(memory_.record.begin(), memory_.record.end(), std::byte{0});
+    transfer_record(io::Op::write, *too_new);
+    flush(*files_.journal, "flush journal");
   }
+  if (newest) put_in_force(*newest);
   return newest;
+}
+
+void SlotStore::put_in_force(const JournalRecord& record) {
+  generation_ = record.generation;
+  slot_of_ = record.slot_of;
+  sums_.forget();
+  for (size_t group = 0; group < slot_of_.size(); ++group) {
+    sums_.restore(static_cast<int32_t>(group), slot_of_[group], record.sums);
+  }
 }
 
 }  // namespace strata::offload

@@ -1,17 +1,17 @@
 // Slots: places on disk for the sub-groups' state, and the journal that says which of them count.
 //
-// A sub-group with state on nvme has one slot or two, each a contiguous extent. With two, a step
-// writes the slot that does not count; commit() makes the writes durable, appends a journal record,
-// and only then flips. Whatever happens before that leaves the step before untouched. The record
-// carries a payload that this room never reads.
+// A sub-group with state on nvme has one slot or two. With two, a step writes the slot that does
+// not count; commit() makes the writes durable, appends a journal record, and only then flips.
+// Whatever happens before that leaves the step before untouched. The record carries the checksums
+// of what it makes count, and a payload that this room never reads.
 //
 // The journal is two record places used in turn, so the last two records survive; recover() takes
 // the newest whose checksum holds. Ranks commit together: after commit() nobody starts the next
 // step before all are through, so that their newest records are at most one generation apart and
 // the older of the two is whole everywhere; they recover the smallest of their newest.
 //
-// Threads: one driver thread calls commit() and flip-related verbs; extents may be asked by any
-// thread between commits.
+// Threads: one driver thread calls commit() and flip-related verbs; extents may be asked, sealed
+// and checked by any thread between commits.
 #pragma once
 
 #include <cstddef>
@@ -24,37 +24,17 @@
 
 #include "io/block_file.h"
 #include "io/striped_file.h"
+#include "offload/extent_sums.h"
 #include "offload/pump.h"
+#include "offload/slot_layout.h"
 #include "strata/log.h"
 
 namespace strata::offload {
 
-// A slot's byte range in the state file.
-struct Extent {
-  uint64_t offset = 0;
-  uint64_t bytes = 0;
-};
-
-// Where everything lies in the state file.
-class SlotLayout {
- public:
-  // `extent_bytes`: of each sub-group's slots, multiples of 4096; 0 where nothing is on disk.
-  SlotLayout(std::span<const uint64_t> extent_bytes, int slots);
-
-  int slots() const { return slots_; }
-  uint64_t file_bytes() const { return file_bytes_; }
-  Extent extent(int32_t sub_group, int slot) const;
-  size_t sub_groups() const { return extents_.size(); }
-
- private:
-  int slots_;
-  uint64_t file_bytes_ = 0;
-  std::vector<Extent> extents_;  // of slot 0; slot 1 follows it
-};
-
 struct JournalRecord {
-  uint64_t generation = 0;         // commits so far
+  uint64_t generation = 0;         // that of begin(), and commits since
   std::vector<uint8_t> slot_of;    // by sub-group
+  std::vector<uint64_t> sums;      // by piece (SlotLayout)
   std::vector<std::byte> payload;  // engine's own
 };
 
@@ -68,9 +48,12 @@ class SlotStore {
   // Size of the journal file for a layout.
   static uint64_t journal_bytes(const SlotLayout& layout);
 
-  // `pump` and `staging` must outlive the store; `staging` is pinned memory of
-  // journal_bytes() / 2 bytes, used for journal records.
-  SlotStore(SlotLayout layout, Files files, Pump& pump, std::span<std::byte> staging);
+  struct Memory {
+    std::span<std::byte> record;  // pinned, of journal_bytes() / 2 bytes, with two slots
+    bool checksums = true;        // false: what is read is taken as it is
+  };
+  // `pump` and the memory must outlive the store.
+  SlotStore(SlotLayout layout, Files files, Pump& pump, const Memory& memory);
 
   const SlotLayout& layout() const { return layout_; }
   const io::StripedFile& file() const { return files_.state; }
@@ -81,23 +64,39 @@ class SlotStore {
   Extent current(int32_t sub_group) const;
   Extent next(int32_t sub_group) const;
 
+  // What will be written of a sub-group's next slot, from `offset` in it on; and what was read of
+  // its current one. As ExtentSums' verbs.
+  void seal_next(int32_t sub_group, uint64_t offset, std::span<const std::byte> data);
+  void check_current(int32_t sub_group, uint64_t offset, std::span<const std::byte> data) const;
+  void seal(int32_t sub_group, int slot, uint64_t offset, std::span<const std::byte> data);
+
+  // Everything in the current slots is what training begins with, and counts as this generation:
+  // makes it durable. With one slot there is nothing to record. Throws IoError.
+  void begin(uint64_t generation, std::span<const std::byte> payload);
   // All writes of this step have completed: flush, record, flush, flip. With one slot there is
   // nothing to keep apart, and this returns at once. Throws IoError; then nothing was flipped.
   void commit(std::span<const std::byte> payload);
 
   // Reads the journal and puts its newest valid record of at most that generation in force; nullopt
-  // when there is none.
+  // when there is none. A newer record is erased: what is written next goes where its state lies.
   std::optional<JournalRecord> recover(
       uint64_t newest_generation = std::numeric_limits<uint64_t>::max());
 
  private:
-  std::optional<JournalRecord> read_record(int place);
+  int slot_of(int32_t sub_group) const { return slot_of_[static_cast<size_t>(sub_group)]; }
+  int next_slot_of(int32_t sub_group) const { return (slot_of(sub_group) + 1) % layout_.slots(); }
+  std::optional<JournalRecord> read_record(uint64_t place);
+  void put_in_force(const JournalRecord& record);
   void write_record(std::span<const std::byte> payload);
+  // The place of a generation's record.
+  void transfer_record(io::Op op, uint64_t generation);
+  void flush(const io::FileSpace& file, const char* label);
 
   const SlotLayout layout_;
   Files files_;
   Pump& pump_;
-  const std::span<std::byte> staging_;
+  const Memory memory_;
+  ExtentSums sums_;
   uint64_t generation_ = 0;
   std::vector<uint8_t> slot_of_;
 };

@@ -108,9 +108,18 @@ bool TrainingStateSpec::loads_param(const SubGroup& group) const {
 }
 
 SlotLayout TrainingStateSpec::slot_layout() const {
-  std::vector<uint64_t> bytes;
-  for (const SubGroup& group : sub_groups) bytes.push_back(extent_bytes(group));
-  return SlotLayout(bytes, slots);
+  std::vector<std::vector<uint64_t>> pieces;
+  for (const SubGroup& group : sub_groups) {
+    std::vector<uint64_t>& bytes = pieces.emplace_back();
+    for (size_t i = 0; i < kOptimizerKindCount; ++i) {
+      if (group.state_tier[i] != Tier::nvme || grain_bytes(kOptimizerKinds[i]) == 0) continue;
+      for (int64_t at = 0; at < group.grains.grains(); at += kTransferAlignGrains) {
+        const int64_t grains = std::min(kTransferAlignGrains, group.grains.grains() - at);
+        bytes.push_back(padded_bytes(kOptimizerKinds[i], grains));
+      }
+    }
+  }
+  return SlotLayout(pieces, slots);
 }
 
 LinkBytes read_traffic(const TrainingStateSpec& spec, const SubGroup& group) {
@@ -260,7 +269,10 @@ void TrainingState::read(StateKind kind, GrainRange grains, std::byte* buffer) {
   } else if (has_file(kind)) {
     transfer(io::Op::read, shard_command(kind, grains, buffer));
   } else {
-    transfer(io::Op::read, slot_command(kind, grains, store_->current(group), buffer));
+    const IoCommand command = slot_command(kind, grains, store_->current(group), buffer);
+    transfer(io::Op::read, command);
+    store_->check_current(group, command.offset - store_->current(group).offset,
+                          {buffer, command.bytes});
   }
 }
 
@@ -276,7 +288,10 @@ void TrainingState::write(StateKind kind, GrainRange grains, const std::byte* bu
     return;
   }
   for (int slot = 0; slot < spec_.slots; ++slot) {
-    transfer(io::Op::write, slot_command(kind, grains, store_->layout().extent(group, slot), data));
+    const Extent extent = store_->layout().extent(group, slot);
+    const IoCommand command = slot_command(kind, grains, extent, data);
+    store_->seal(group, slot, command.offset - extent.offset, {buffer, command.bytes});
+    transfer(io::Op::write, command);
   }
 }
 

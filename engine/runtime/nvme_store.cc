@@ -67,7 +67,7 @@ void NvmeStore::make_slots(const Parts& parts) {
     descriptors_.push_back(files.journal->fd());
   }
   slots_.emplace(layout, std::move(files), pump_,
-                 std::span<std::byte>(journal_record_.data(), journal_record_.bytes()));
+                 offload::SlotStore::Memory{{journal_record_.data(), journal_record_.bytes()}});
 }
 
 void NvmeStore::attach() {

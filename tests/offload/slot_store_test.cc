@@ -61,7 +61,7 @@ class JournalTest : public testing::Test {
     SlotStore::Files files{file("state", layout.file_bytes()),
                            file("journal", SlotStore::journal_bytes(layout))};
     return SlotStore(std::move(layout), std::move(files), *pump_,
-                     {staging_.data(), staging_.bytes()});
+                     SlotStore::Memory{{staging_.data(), staging_.bytes()}});
   }
   void commit(SlotStore& store, const std::string& payload) {
     store.commit(std::as_bytes(std::span(payload)));
@@ -159,6 +159,33 @@ TEST_F(JournalTest, RecoversTheGenerationThatRanksAgreeOn) {
   EXPECT_EQ(text(*open(false).recover()), "step 3 again");
   // Older ones are gone.
   EXPECT_FALSE(open(false).recover(1).has_value());
+}
+
+// A rank that takes the older one writes over the newer one's state: its record must not count
+// again, should another rank come as far in the meantime.
+TEST_F(JournalTest, ARecordThatWasGivenUpNeverComesBack) {
+  {
+    SlotStore store = open(true);
+    for (const char* payload : {"step 1", "step 2", "step 3"}) commit(store, payload);
+  }
+  {
+    SlotStore store = open(false);
+    ASSERT_EQ(text(*store.recover(2)), "step 2");
+  }
+  EXPECT_EQ(text(*open(false).recover()), "step 2");
+}
+
+TEST_F(JournalTest, BeginsAtAnyGenerationWithoutFlipping) {
+  {
+    SlotStore store = open(true);
+    const Extent first = store.current(1);
+    store.begin(17, std::as_bytes(std::span("loaded", 6)));
+    EXPECT_EQ(store.current(1).offset, first.offset);
+    commit(store, "step 18");
+  }
+  SlotStore store = open(false);
+  EXPECT_EQ(store.recover()->generation, 18u);
+  EXPECT_EQ(text(*store.recover(17)), "loaded");
 }
 
 // Whatever transfer of a commit fails, the generation before stays in force, here and on disk.

@@ -132,7 +132,8 @@ BlockFile BlockFile::create(const std::string& path, uint64_t bytes,
 
 BlockFile BlockFile::open(const std::string& path, const BlockFileOptions& options, LogSink& log) {
   // O_NONBLOCK: a fifo in the file's place must be an error, not a wait.
-  const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NONBLOCK);
+  const int access = options.read_only ? O_RDONLY : O_RDWR;
+  const int fd = ::open(path.c_str(), access | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) fail("open", path, errno);
   BlockFile file(fd, path);
   struct stat info = {};

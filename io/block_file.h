@@ -42,6 +42,7 @@ enum class DirectMode : uint8_t {
 
 struct BlockFileOptions {
   DirectMode direct = DirectMode::automatic;
+  bool read_only = false;  // open() asks for no right to write
 };
 
 // One open file of fixed size. Immutable after construction, so any thread may read it; the bytes

@@ -6,16 +6,16 @@
 #include <string>
 #include <vector>
 
+#include "engine/checkpoint/safetensors_file.h"
+
 namespace strata::testing_support {
 
-// One safetensors file, read whole. Immutable.
+// One safetensors file. Everything throws strata::Error for what is missing or unreadable.
 class SafetensorsFixture {
  public:
-  // Throws std::runtime_error when the file cannot be read.
   explicit SafetensorsFixture(const std::string& path);
 
-  // A tensor's elements, of whatever dtype (F64, F32, BF16, I32), exactly. Throws
-  // std::runtime_error naming what is missing or unknown.
+  // A tensor's elements, of whatever dtype (F64, F32, F16, BF16, I32), exactly.
   std::vector<double> values(const std::string& name) const;
 
   std::vector<int64_t> shape(const std::string& name) const;
@@ -27,11 +27,7 @@ class SafetensorsFixture {
   nlohmann::json about() const;
 
  private:
-  const nlohmann::json& entry(const std::string& name) const;
-
-  std::string path_;
-  nlohmann::json header_;
-  std::string data_;
+  safetensors::File file_;
 };
 
 }  // namespace strata::testing_support

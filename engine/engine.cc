@@ -78,6 +78,21 @@ void Engine::write_parameter(std::string_view name, std::span<const float> value
   runtime_->together([&] { runtime_->write_parameter(name, values); });
 }
 
+void Engine::save_checkpoint(const std::string& path) {
+  runtime_->together([&] { runtime_->save_checkpoint(path); });
+}
+
+std::string Engine::save_checkpoint(int keep) {
+  return runtime_->together([&] { return runtime_->save_checkpoint(keep); });
+}
+
+void Engine::set_data_position(int64_t position) { runtime_->set_data_position(position); }
+int64_t Engine::data_position() const { return runtime_->data_position(); }
+
+void Engine::remove_state_files() {
+  runtime_->together([&] { runtime_->remove_state_files(); });
+}
+
 int64_t Engine::steps_done() const { return runtime_->steps_done(); }
 const PlanSummary& Engine::plan() const { return runtime_->plan().summary; }
 std::vector<std::string> Engine::description() const { return runtime_->description(); }

@@ -10,11 +10,11 @@
 
 #include <array>
 #include <cerrno>
-#include <filesystem>
 #include <string_view>
 #include <system_error>
 #include <utility>
 
+#include "io/durable_file.h"
 #include "strata/error.h"
 
 namespace strata::io {
@@ -55,11 +55,6 @@ void check_room(const std::string& directory, uint64_t bytes) {
   if (bytes > available) fail_reservation(directory, bytes, available, ENOSPC);
 }
 
-std::string parent_directory(const std::string& path) {
-  const std::filesystem::path parent = std::filesystem::path(path).parent_path();
-  return parent.empty() ? "." : parent.string();
-}
-
 int open_unlinked(const std::string& directory) {
   std::string name = directory + "/.strata-scratch-XXXXXX";
   const int fd = ::mkostemp(name.data(), O_CLOEXEC);
@@ -78,14 +73,6 @@ int open_scratch(const std::string& directory) {
   // File systems without O_TMPFILE say EOPNOTSUPP, or EISDIR where they do not know the flag.
   if (errno == EOPNOTSUPP || errno == EISDIR) return open_unlinked(directory);
   fail("create scratch in", directory, errno);
-}
-
-void sync_directory(const std::string& directory) {
-  const int fd = ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0) fail("open", directory, errno);
-  const int error_number = ::fsync(fd) == 0 ? 0 : errno;
-  ::close(fd);
-  if (error_number != 0) fail("flush", directory, error_number);
 }
 
 // They accept O_DIRECT on recent kernels, but there is no disk to be direct to.

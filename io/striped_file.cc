@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -56,17 +57,14 @@ StripedFile::StripedFile(std::vector<BlockFile> files, StripePattern pattern, ui
   }
 }
 
-StripedFile StripedFile::create_scratch(const Stripes& stripes, uint64_t bytes,
-                                        const BlockFileOptions& options, LogSink& log) {
+template <typename Make>
+StripedFile StripedFile::make(const Stripes& stripes, uint64_t bytes, const Make& make) {
   check_counts(stripes.directories.size(), stripes.weights.size());
-  if (stripes.directories.size() == 1) {
-    return BlockFile::create_scratch(stripes.directories.front(), bytes, options, log);
-  }
+  if (stripes.directories.size() == 1) return make(stripes.directories.front(), bytes);
   StripePattern pattern(stripes.weights, stripes.block_bytes);
   std::vector<BlockFile> files;
   for (size_t i = 0; i < stripes.directories.size(); ++i) {
-    files.push_back(BlockFile::create_scratch(stripes.directories[i], pattern.file_bytes(i, bytes),
-                                              options, log));
+    files.push_back(make(stripes.directories[i], pattern.file_bytes(i, bytes)));
   }
   StripedFile striped(std::move(files), std::move(pattern), bytes);
   if (const uint32_t unit = std::max(striped.offset_alignment_, striped.memory_alignment_);
@@ -76,6 +74,41 @@ StripedFile StripedFile::create_scratch(const Stripes& stripes, uint64_t bytes,
                     stripes.block_bytes, striped.path_, unit));
   }
   return striped;
+}
+
+StripedFile StripedFile::create_scratch(const Stripes& stripes, uint64_t bytes,
+                                        const BlockFileOptions& options, LogSink& log) {
+  return make(stripes, bytes, [&](const std::string& directory, uint64_t part) {
+    return BlockFile::create_scratch(directory, part, options, log);
+  });
+}
+
+StripedFile StripedFile::create(const Stripes& stripes, const std::string& name, uint64_t bytes,
+                                const BlockFileOptions& options, LogSink& log) {
+  std::vector<std::string> made;
+  try {
+    return make(stripes, bytes, [&](const std::string& directory, uint64_t part) {
+      const std::string path = directory + "/" + name;
+      BlockFile file = BlockFile::create(path, part, options, log);
+      made.push_back(path);
+      return file;
+    });
+  } catch (...) {
+    for (const std::string& path : made) ::unlink(path.c_str());
+    throw;
+  }
+}
+
+StripedFile StripedFile::open(const Stripes& stripes, const std::string& name, uint64_t bytes,
+                              const BlockFileOptions& options, LogSink& log) {
+  return make(stripes, bytes, [&](const std::string& directory, uint64_t part) {
+    BlockFile file = BlockFile::open(directory + "/" + name, options, log);
+    if (file.bytes() != part) {
+      throw CorruptionError(
+          fmt::format("'{}' has {} bytes where {} were written", file.path(), file.bytes(), part));
+    }
+    return file;
+  });
 }
 
 FileSpace::Run StripedFile::locate(uint64_t offset) const {

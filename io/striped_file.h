@@ -28,6 +28,13 @@ class StripedFile final : public FileSpace {
   // Throws ConfigError for weights or a block size that do not fit the directories.
   static StripedFile create_scratch(const Stripes& stripes, uint64_t bytes,
                                     const BlockFileOptions& options, LogSink& log);
+  // Files of this name that survive the process, as BlockFile::create; on failure none is left.
+  static StripedFile create(const Stripes& stripes, const std::string& name, uint64_t bytes,
+                            const BlockFileOptions& options, LogSink& log);
+  // Those that create() made with the same arguments. Throws CorruptionError for files of another
+  // size.
+  static StripedFile open(const Stripes& stripes, const std::string& name, uint64_t bytes,
+                          const BlockFileOptions& options, LogSink& log);
 
   uint64_t bytes() const override { return bytes_; }
   const std::string& path() const override { return path_; }
@@ -42,6 +49,9 @@ class StripedFile final : public FileSpace {
 
  private:
   StripedFile(std::vector<BlockFile> files, StripePattern pattern, uint64_t bytes);
+  // `make(directory, bytes)` is the file there.
+  template <typename Make>
+  static StripedFile make(const Stripes& stripes, uint64_t bytes, const Make& make);
 
   std::vector<BlockFile> files_;
   StripePattern pattern_;

@@ -32,6 +32,10 @@ struct TrainOptions {
   int64_t validation_batches = 0;
   std::string metrics;
   std::string trace;
+  std::string output;
+  std::string resume;
+  int64_t checkpoint_every = 0;
+  int keep = 0;
   bool digest = false;
   int64_t sample = 0;
   std::optional<uint64_t> seed;
@@ -79,12 +83,16 @@ class Training {
     engine_options.keep_trace = !options_.trace.empty();
     engine_options.log = speaks() ? &log_ : nullptr;
     engine_options.data_hash = corpus_.hash();
+    engine_options.run_directory = options_.output;
+    engine_options.resume = options_.resume;
     engine_options.stop = &stop_reason;
     baselines_ = ngram_baselines(corpus_);  // before ranks begin to wait for each other
     Engine engine(models::gpt2(gpt2_), config_, world_, engine_options);
+    keeps_run_ = engine.plan().recovery != "none";
     if (speaks()) introduce(engine);
     const bool interrupted = train(engine);
     say("{}", totals_.table(engine.plan()));
+    keep_state(engine, interrupted);
     // A launcher that was interrupted kills its ranks soon.
     if (!interrupted) judge(engine);
     if (!options_.trace.empty()) {
@@ -141,6 +149,39 @@ class Training {
     std::fflush(stdout);
   }
 
+  // So that nothing of the run is lost with its process. Where every step is recoverable, an
+  // interrupted run has kept its state, and a finished one needs no more than its checkpoint.
+  void keep_state(Engine& engine, bool interrupted) {
+    if (!keeps_run_) return;
+    const bool recovers_steps = engine.plan().recovery == "step";
+    if (recovers_steps && interrupted) {
+      engine.settle();
+      say("step {} is kept: go on with --resume\n", engine.steps_done());
+      return;
+    }
+    save(engine);
+    if (recovers_steps) engine.remove_state_files();
+  }
+
+  void save(Engine& engine) {
+    if (saved_step_ == engine.steps_done()) return;
+    const std::string path = engine.save_checkpoint(options_.keep);
+    saved_step_ = engine.steps_done();
+    say("checkpoint: {}\n", path);
+  }
+
+  // On the way a full disk is no reason to stop.
+  void save_if_due(Engine& engine, Progress& progress) {
+    if (options_.checkpoint_every == 0 || !keeps_run_) return;
+    if (engine.steps_done() % options_.checkpoint_every != 0) return;
+    progress.finish();
+    try {
+      save(engine);
+    } catch (const IoError& error) {
+      if (speaks()) log_.log(LogLevel::warning, fmt::format("no checkpoint: {}", error.what()));
+    }
+  }
+
   // Validation and sample.
   void judge(Engine& engine) {
     const double validation = validate(engine);
@@ -154,6 +195,8 @@ class Training {
   // Whether it was interrupted.
   bool train(Engine& engine) {
     TextSampler sampler(corpus_, sequence_, config_.seed, world_);
+    sampler.seek(engine.data_position());
+    saved_step_ = engine.steps_done();
     std::vector<OwnedBatch> batches(static_cast<size_t>(config_.accumulation_steps));
     for (OwnedBatch& batch : batches) batch.shape = {config_.micro_batch, sequence_};
     // To mpirun's ranks everything looks like a terminal.
@@ -170,6 +213,7 @@ class Training {
         sampler.next(batch);
         views.push_back(batch.view());
       }
+      engine.set_data_position(sampler.position());
       const StepResult result = engine.train_step(views);
       stop = result.stop;
       trained_seconds += result.seconds;
@@ -193,6 +237,7 @@ class Training {
         progress.finish();
         say("step {}  validation loss {:.4f}\n", engine.steps_done(), validate(engine));
       }
+      if (!result.skipped) save_if_due(engine, progress);
     }
     progress.finish();
     if (stop == kInterrupted) say("stopped after step {}\n", engine.steps_done());
@@ -240,6 +285,8 @@ class Training {
   MetricsFile metrics_;
   NgramBaselines baselines_;
   RunTotals totals_;
+  bool keeps_run_ = false;
+  int64_t saved_step_ = -1;  // of the last checkpoint
 };
 
 }  // namespace
@@ -282,6 +329,18 @@ void add_train(CLI::App& app) {
   command
       ->add_option("--sample", options->sample,
                    "Print N bytes of text by the trained model at the end")
+      ->check(CLI::PositiveNumber);
+  command->add_option(
+      "--output", options->output,
+      "Directory of the run, a new one: checkpoints, and what a killed run is found "
+      "by; without it nothing is kept");
+  command->add_option("--resume", options->resume,
+                      "Go on with the run of this directory, or from this checkpoint");
+  command
+      ->add_option("--checkpoint-every", options->checkpoint_every,
+                   "Save a checkpoint every N steps, beside the one at the end")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--keep", options->keep, "Keep the newest N checkpoints; all if not given")
       ->check(CLI::PositiveNumber);
   command->add_flag("--digest", options->digest, "Print a hash of the training state at the end");
   command->add_option("--seed", options->seed,

@@ -29,6 +29,7 @@ class Resolver {
         std::max<int64_t>(1, draft_.sub_group_size / kGrainNumel) * kGrainNumel;
     resolve_gather_bounds();
     resolve_placement();
+    resolve_slots();
     resolve_pinning();
     resolve_speculation();
     resolve_io();
@@ -273,6 +274,17 @@ class Resolver {
     }
   }
 
+  // Steps are recovered from the slot that still counts.
+  void resolve_slots() {
+    const bool needs_two = config_.recovery == RecoveryChoice::step;
+    config_.slots = static_cast<int>(draft_.slots.value_or(needs_two ? 2 : 1));
+    if (needs_two && config_.slots == 1) {
+      fail(
+          "\"strata.recovery\" is \"step\", for which a step is written while the one before "
+          "still counts: set \"strata.slots\" to 2, or leave it out");
+    }
+  }
+
   void resolve_speculation() const {
     if (config_.speculate != SpeculateChoice::always) return;
     if (config_.slots == 1 || !config_.overlap) {
@@ -319,6 +331,7 @@ std::array<Codec, kOptimizerKindCount> codecs_of(const Config& config) {
 Config Config::from_json(std::string_view text, const std::string& source, int world_size) {
   ConfigDraft draft;
   const Json root = parse_json_object(text, source);
+  draft.config.text = root.dump();
   draft.config.no_effect_keys = options::take_all(root, config_table(draft), source);
   Resolver(draft, source, world_size).resolve();
   return draft.config;

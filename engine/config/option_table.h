@@ -50,6 +50,7 @@ struct ConfigDraft {
   std::array<TierFractions, kPlaced> placement_fractions;
 
   PinChoice pin_state = PinChoice::automatic;
+  std::optional<int64_t> slots;
 
   std::optional<int64_t> io_threads, intra_op_parallelism;
 };

@@ -442,10 +442,22 @@ Group strata_group(ConfigDraft& draft) {
        honoured("strata.comm_timeout", number(out.comm_timeout_s, {.min = 0, .above_min = true}),
                 "Seconds that a rank waits for one that is alive but does not come, before the "
                 "run ends."),
-       honoured("strata.slots", integer(out.slots, {1, 2}),
-                "Places on disk for each sub-group; with 2 the step before stays intact until the "
-                "next is "
-                "durable. The files are scratch so far."),
+       honoured(
+           "strata.slots",
+           integer({1, 2}, "", [&draft](uint64_t v) { draft.slots = static_cast<int64_t>(v); }),
+           "Places on disk for each sub-group; with 2 the step before stays intact until the "
+           "next is durable. 2 with `strata.recovery` \"step\", otherwise 1."),
+       honoured("strata.recovery",
+                choice(out.recovery, {{"auto", RecoveryChoice::automatic},
+                                      {"step", RecoveryChoice::step},
+                                      {"checkpoint", RecoveryChoice::checkpoint}}),
+                "What a killed run that has a run directory goes on from: step, the step it was "
+                "in, with the same bits, for which all of the optimizer's state is on nvme in two "
+                "slots, and masters are fp32; checkpoint, its last checkpoint. auto: step where "
+                "that is so."),
+       honoured("strata.checksums", boolean(out.checksums),
+                "Optimizer state read from nvme is checked against what was written, before "
+                "anything is computed of it."),
        honoured("strata.seed", integer(out.seed, {0, std::numeric_limits<uint64_t>::max()}),
                 "Seed of the initial parameters and of the order of the data.")}};
   add_placement(group.options, draft);

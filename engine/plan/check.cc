@@ -222,4 +222,34 @@ void check_speculation(const Config& config, const offload::TrainingStateSpec& p
       "zero_optimization.offload_optimizer.device to \"nvme\", or strata.speculate to \"auto\"");
 }
 
+std::string step_recovery_takes(const PlanInput& input, const offload::TrainingStateSpec& placed) {
+  const Config& config = input.config;
+  std::string change;
+  const auto on_nvme = [&](const offload::SubGroup& group) {
+    for (size_t i = 0; i < kOptimizerKindCount; ++i) {
+      if (placed.codecs[i] != Codec::none && group.state_tier[i] != Tier::nvme) return false;
+    }
+    return true;
+  };
+  if (!std::all_of(placed.sub_groups.begin(), placed.sub_groups.end(), on_nvme)) {
+    change =
+        "all of the optimizer's state on nvme (zero_optimization.offload_optimizer.device "
+        "\"nvme\", strata.pin_state \"never\")";
+  } else if (config.master_codec != Codec::fp32) {
+    change = "strata.master_codec \"fp32\"";
+  } else if (config.slots < 2) {
+    change = "strata.slots 2, and so twice its space on disk";
+  }
+  if (config.recovery != RecoveryChoice::step) return change;
+  if (!change.empty()) {
+    throw ConfigError(fmt::format("strata.recovery is \"step\", which takes {}", change));
+  }
+  if (!input.has_run_directory) {
+    throw ConfigError(
+        "strata.recovery is \"step\" and the run has no directory to be found by: give it one "
+        "(--output), or leave recovery out");
+  }
+  return change;
+}
+
 }  // namespace strata::engine

@@ -14,4 +14,8 @@ void check_pinning(const Config& config, const offload::TrainingStateSpec& place
 void check_speculation(const Config& config, const offload::TrainingStateSpec& placed,
                        const offload::TrainingStateSpec& pinned);
 
+// What would have to change for each step to be recoverable; empty: it is. Throws ConfigError where
+// the configuration asks for that and it is not so, or there is no run directory to find it by.
+std::string step_recovery_takes(const PlanInput& input, const offload::TrainingStateSpec& placed);
+
 }  // namespace strata::engine

@@ -184,6 +184,17 @@ class Planner {
       take(choose_pinned(share, plan_.layout.trainable_grains(), holds));
     }
     check_speculation(config, placed, plan_.state);
+    choose_recovery();
+  }
+
+  void choose_recovery() {
+    const bool has_directory = input_.has_run_directory;
+    PlanSummary& summary = plan_.summary;
+    summary.step_recovery_takes = step_recovery_takes(input_, plan_.state);
+    plan_.recovers_steps = has_directory && plan_.commits() &&
+                           summary.step_recovery_takes.empty() &&
+                           input_.config.recovery != RecoveryChoice::checkpoint;
+    summary.recovery = plan_.recovers_steps ? "step" : has_directory ? "checkpoint" : "none";
   }
 
   // A second unit ahead hides a shard that is late.

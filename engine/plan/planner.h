@@ -94,6 +94,8 @@ struct Plan {
   bool uses_nvme() const { return summary.needed_bytes[static_cast<size_t>(Tier::nvme)] > 0; }
   // Whether each step's state becomes durable before the next one starts.
   bool commits() const { return state.uses_nvme() && state.slots > 1; }
+  // Whether that state outlives the process, and is all that it takes to go on from there.
+  bool recovers_steps = false;
 
   // Of the gradients that land: sums are fp32, a single rank's and micro-batch's are as computed.
   DType landed_dtype() const {
@@ -158,6 +160,7 @@ struct PlanInput {
   MachineMemory machine;
   MachineSpeeds speeds = {};
   int held_units = 0;  // the caller computes, and holds so many gathered units at a time; 0: layers
+  bool has_run_directory = false;  // something of the run is to outlive its process
 };
 
 // Throws ConfigError for what cannot be planned, and OutOfBudget where a tier's budget is too

@@ -10,13 +10,33 @@
 
 namespace strata::engine {
 
+uint64_t state_hash(const Model& model, const Plan& plan) {
+  std::string text;
+  const auto add = [&](const auto&... values) {
+    ((fmt::format_to(std::back_inserter(text), "{} ", values)), ...);
+  };
+  add(plan.layout.rank(), plan.layout.world_size(), plan.layout.stage(), plan.state.slots);
+  add(name(plan.state.param_dtype));
+  for (const auto& layer : model.layers) {
+    for (const Parameter& p : layer->parameters()) {
+      add(p.name, p.trainable);
+      for (size_t i = 0; i < p.shape.rank; ++i) add(p.shape[i]);
+    }
+  }
+  for (const Codec codec : plan.state.codecs) add(name(codec));
+  for (const offload::SubGroup& group : plan.state.sub_groups) {
+    add(group.grains.begin, group.grains.end);
+  }
+  return XXH3_64bits(text.data(), text.size());
+}
+
 uint64_t fingerprint(const Model& model, const Config& config, const Plan& plan,
                      uint64_t data_hash) {
   std::string text;
   const auto add = [&](const auto&... values) {
     ((fmt::format_to(std::back_inserter(text), "{} ", values)), ...);
   };
-  add(model.description, data_hash, plan.commits());
+  add(model.description, data_hash, plan.commits(), plan.recovers_steps);
   add(model.vocab_size, model.features, model.classes);
   for (const auto& layer : model.layers) {
     add(layer->name());

@@ -20,7 +20,17 @@ class LossScaler {
   explicit LossScaler(const Config& config);
 
   // Of the next step's gradients.
-  double scale() const { return scale_; }
+  double scale() const { return state_.scale; }
+
+  // What it goes on from.
+  struct State {
+    double scale = 0;        // 0: it is none that follows overflows
+    int64_t hysteresis = 0;  // overflows until the scale halves, that one included
+    int64_t good_steps = 0;  // since the last overflow
+  };
+  State state() const { return dynamic_ ? state_ : State(); }
+  // A scale that does not follow overflows stays the configuration's.
+  void restore(const State& state);
 
   // After each step; `overflow`: a gradient was not finite, and the step is skipped. Throws Error
   // when the scale would have to go below the smallest.
@@ -29,9 +39,7 @@ class LossScaler {
  private:
   const LossScaleConfig config_;
   const bool dynamic_;
-  double scale_;
-  int64_t hysteresis_;      // overflows until the scale halves, that one included
-  int64_t good_steps_ = 0;  // since the last overflow
+  State state_;
 };
 
 }  // namespace strata::engine

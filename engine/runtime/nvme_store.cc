@@ -50,24 +50,50 @@ NvmeStore::NvmeStore(const Plan& plan, const Config& config, const Parts& parts,
 io::StripedFile NvmeStore::make_file(const char* name, uint64_t bytes, const Parts& parts) {
   io::StripedFile file =
       io::StripedFile::create_scratch(stripes_, bytes, block_file_options(config_), parts.log);
+  note(file, name);
+  return file;
+}
+
+void NvmeStore::note(const io::StripedFile& file, const char* name) {
   tiers_.claim_disk(name, file.bytes());
   for (const io::BlockFile& part : file.files()) descriptors_.push_back(part.fd());
   direct_ = direct_ && file.direct();
   paths_ = describe_paths(config_, file);
-  return file;
 }
 
 void NvmeStore::make_slots(const Parts& parts) {
   const offload::SlotLayout layout = plan_.state.slot_layout();
-  offload::SlotStore::Files files{make_file(reserved::kStateFile, layout.file_bytes(), parts), {}};
-  if (const uint64_t journal_bytes = offload::SlotStore::journal_bytes(layout)) {
-    files.journal = io::BlockFile::create_scratch(config_.nvme_paths.front(), journal_bytes,
-                                                  block_file_options(config_), parts.log);
-    tiers_.claim_disk(reserved::kJournalFile, journal_bytes);
+  offload::SlotStore::Files files = slot_files(layout, parts);
+  note(files.state, reserved::kStateFile);
+  if (files.journal) {
+    tiers_.claim_disk(reserved::kJournalFile, files.journal->bytes());
     descriptors_.push_back(files.journal->fd());
   }
   slots_.emplace(layout, std::move(files), pump_,
-                 offload::SlotStore::Memory{{journal_record_.data(), journal_record_.bytes()}});
+                 offload::SlotStore::Memory{{journal_record_.data(), journal_record_.bytes()},
+                                            config_.checksums});
+}
+
+offload::SlotStore::Files NvmeStore::slot_files(const offload::SlotLayout& layout,
+                                                const Parts& parts) {
+  const io::BlockFileOptions options = block_file_options(config_);
+  const uint64_t journal_bytes = offload::SlotStore::journal_bytes(layout);
+  if (StateDirectory* const directory = parts.state_directory) {
+    has_old_state_ = directory->has_files();
+    StateDirectory::Files files =
+        has_old_state_ ? directory->open(layout.file_bytes(), journal_bytes, parts.state_hash,
+                                         options, parts.log)
+                       : directory->create(stripes_, layout.file_bytes(), journal_bytes,
+                                           parts.state_hash, options, parts.log);
+    return {std::move(files.state), std::move(files.journal)};
+  }
+  offload::SlotStore::Files files{
+      io::StripedFile::create_scratch(stripes_, layout.file_bytes(), options, parts.log), {}};
+  if (journal_bytes > 0) {
+    files.journal = io::BlockFile::create_scratch(config_.nvme_paths.front(), journal_bytes,
+                                                  options, parts.log);
+  }
+  return files;
 }
 
 void NvmeStore::attach() {

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/checkpoint/state_directory.h"
 #include "engine/plan/planner.h"
 #include "engine/runtime/parts.h"
 #include "io/striped_file.h"
@@ -26,6 +27,9 @@ class NvmeStore {
     const Disturbance& disturbance;  // of the constructor only
     TrafficSink& traffic;
     LogSink& log;
+    // Where the slots outlive the process: null for scratch; and what they are laid out for.
+    StateDirectory* state_directory = nullptr;
+    uint64_t state_hash = 0;
   };
   // Writes the files, as large as they will be. `plan`, `config`, `tiers`, traffic and log must
   // outlive the store. Throws IoError.
@@ -33,6 +37,8 @@ class NvmeStore {
             offload::TierManager& tiers);
 
   offload::Pump& pump() { return pump_; }
+  // Whether the slots' files were there: they hold what the journal says.
+  bool has_old_state() const { return has_old_state_; }
   // Null where no optimizer state is here.
   offload::SlotStore* slots() { return slots_ ? &*slots_ : nullptr; }
   // Files of other kinds of training state, for it to take.
@@ -47,6 +53,8 @@ class NvmeStore {
  private:
   io::StripedFile make_file(const char* name, uint64_t bytes, const Parts& parts);
   void make_slots(const Parts& parts);
+  offload::SlotStore::Files slot_files(const offload::SlotLayout& layout, const Parts& parts);
+  void note(const io::StripedFile& file, const char* name);
 
   const Plan& plan_;
   const Config& config_;
@@ -59,6 +67,7 @@ class NvmeStore {
   std::optional<io::StripedFile> activations_;
   std::vector<int> descriptors_;  // of all files
   bool direct_ = true;            // all of them
+  bool has_old_state_ = false;
   std::string paths_;
 };
 

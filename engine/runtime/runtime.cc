@@ -41,6 +41,17 @@ Config as_run(Config config, const Engine::Options& options) {
   return config;
 }
 
+std::string recovery_line(const PlanSummary& plan) {
+  if (plan.recovery == "step")
+    return "recovery: step (a killed run goes on from the step it was in)";
+  const std::string takes = plan.step_recovery_takes.empty()
+                                ? ""
+                                : fmt::format("; \"step\" takes {}", plan.step_recovery_takes);
+  return plan.recovery == "checkpoint"
+             ? fmt::format("recovery: checkpoint (a killed run goes on from its last one{})", takes)
+             : "recovery: none (a killed run starts from the beginning: it has no directory)";
+}
+
 }  // namespace
 
 Runtime::Runtime(Model model, const Config& config, const World& world,
@@ -56,6 +67,8 @@ Runtime::Runtime(Model model, const Config& config, const World& world,
       data_hash_(options.data_hash),
       held_units_(options.own_compute ? options.held_units : 0),
       stop_(options.stop),
+      run_directory_(options.run_directory),
+      resume_(options.resume),
       log_(options.log != nullptr ? *options.log : silent_),
       recorder_(options.keep_trace ? kTraceEvents : 0),
       loss_scaler_(config),
@@ -91,15 +104,20 @@ Runtime::Runtime(Model model, const Config& config, const World& world,
 }
 
 void Runtime::build(const Disturbance& disturbance) {
-  plan_ = std::make_unique<Plan>(
-      make_plan({.model = model_,
-                 .config = config_,
-                 .world = world_,
-                 .micro_batch = shape_,
-                 .ops = *layer_ops_,
-                 .machine = machine_memory(*device_, config_, world_.local_size),
-                 .held_units = held_units_}));
+  files_ = std::make_unique<RunFiles>(RunFiles::Wanted{run_directory_, resume_}, config_, world_,
+                                      *comm_, log_);
+  MachineMemory machine = machine_memory(*device_, config_, world_.local_size);
+  machine.disk_bytes += files_->state_bytes();
+  plan_ = std::make_unique<Plan>(make_plan({.model = model_,
+                                            .config = config_,
+                                            .world = world_,
+                                            .micro_batch = shape_,
+                                            .ops = *layer_ops_,
+                                            .machine = machine,
+                                            .held_units = held_units_,
+                                            .has_run_directory = files_->has_directory()}));
   compare_with_peers();
+  files_->choose(*plan_);
   tiers_ = std::make_unique<offload::TierManager>(*device_, plan_->summary);
   batches_ = tiers_->claim(reserved::kBatches);
   batch_staging_ = tiers_->claim(reserved::kBatchStaging);
@@ -110,8 +128,10 @@ void Runtime::build(const Disturbance& disturbance) {
   loss_readback_ = tiers_->claim(reserved::kLossReadback);
   scores_readback_ = tiers_->claim(reserved::kScoresReadback);
   if (plan_->uses_nvme()) {
-    store_ = std::make_unique<NvmeStore>(*plan_, config_,
-                                         NvmeStore::Parts{disturbance, recorder_, log_}, *tiers_);
+    store_ = std::make_unique<NvmeStore>(
+        *plan_, config_,
+        NvmeStore::Parts{disturbance, recorder_, log_, files_->state(), state_hash(model_, *plan_)},
+        *tiers_);
   }
   offload::SlotStore* const slots = store_ != nullptr ? store_->slots() : nullptr;
   offload::Pump* const pump = store_ != nullptr ? &store_->pump() : nullptr;
@@ -154,7 +174,7 @@ void Runtime::build(const Disturbance& disturbance) {
         RecordedGathers(units, plan_->step.window_numel.size(), config_.overlap), units);
   }
   if (store_ != nullptr) store_->attach();
-  access_->initialize(config_.seed);
+  start();
   window_->outdate();
   complete_units();
 }
@@ -369,6 +389,11 @@ void Runtime::write_parameter(std::string_view name, std::span<const float> valu
   if (own_ != nullptr && own_->begun) {
     throw ConfigError("a parameter is written in the middle of a step: call step() first");
   }
+  if (plan_->recovers_steps) {
+    throw ConfigError(
+        "a parameter is written into a run whose every step can be recovered: write it in a run "
+        "with strata.recovery \"checkpoint\", save that, and go on from there");
+  }
   settle();
   access_->write(plan_->layout.find(name), values);
   window_->outdate();
@@ -388,8 +413,8 @@ std::vector<std::string> Runtime::description() const {
                                 name(layer_ops_->product_dtype(config_.dtype))));
   }
   if (store_ != nullptr) lines.push_back(store_->description());
-  lines.push_back(fmt::format("recovery: {} (a killed run starts from the beginning)",
-                              plan_->summary.recovery));
+  lines.push_back(recovery_line(plan_->summary));
+  lines.push_back(begin_line_);
   return lines;
 }
 

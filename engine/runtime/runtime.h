@@ -27,6 +27,7 @@
 #include "engine/runtime/parameter_window.h"
 #include "engine/runtime/parts.h"
 #include "engine/runtime/recorded_gathers.h"
+#include "engine/runtime/run_files.h"
 #include "engine/runtime/state_access.h"
 #include "engine/runtime/updater.h"
 #include "kernels/device/compute_spans.h"
@@ -75,6 +76,11 @@ class Runtime {
   std::vector<float> read_parameter(std::string_view name, StateKind kind);
   void write_parameter(std::string_view name, std::span<const float> values);
   std::string digest();
+  void save_checkpoint(const std::string& path);
+  std::string save_checkpoint(int keep);
+  void set_data_position(int64_t position);
+  int64_t data_position() const { return data_position_; }
+  void remove_state_files();
   int64_t steps_done() const { return step_; }
   int rank() const { return world_.rank; }
   const Plan& plan() const { return *plan_; }
@@ -127,6 +133,15 @@ class Runtime {
   };
 
   void build(const Disturbance& disturbance);
+  // Brings the state to where training begins: recovered, loaded, or initial.
+  void start();
+  // Whether a step was recovered.
+  bool recover();
+  void load_checkpoint();
+  std::string frozen_path() const;  // where a run that recovers steps keeps frozen parameters
+  RunState run_state() const;
+  // Throws ConfigError for a state of another seed.
+  void restore(const RunState& state);
   template <typename Visit>
   void for_file_queues(const Visit& visit) const {
     for (const FileLine* line : {&parameter_files_, &gradient_files_, &activation_files_}) {
@@ -188,6 +203,7 @@ class Runtime {
   const uint64_t data_hash_;
   const int held_units_;  // by the caller, which computes; 0: layers do
   const std::atomic<int>* const stop_;
+  const std::string run_directory_, resume_;
   NullLogSink silent_;
   LogSink& log_;
   std::string binding_line_;  // of description()
@@ -217,6 +233,8 @@ class Runtime {
   offload::Arena output_grads_, saved_, workspace_;
   offload::Arena losses_, loss_readback_, scores_readback_;
 
+  std::unique_ptr<RunFiles> files_;
+  std::string begin_line_;  // of description(): where training began
   // Null where nothing, or no such kind, lives on nvme.
   std::unique_ptr<NvmeStore> store_;
   FileLine parameter_files_, gradient_files_, activation_files_;
@@ -232,6 +250,7 @@ class Runtime {
 
   LossScaler loss_scaler_;
   int64_t step_ = 0;
+  int64_t data_position_ = 0;
   std::vector<double> of_ranks_;  // what an exchange brings
   Marks marks_;
   int64_t Marks::*phase_ = nullptr;  // that the driver enqueues

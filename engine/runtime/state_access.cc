@@ -125,19 +125,19 @@ void StateAccess::initialize(uint64_t seed) {
   }
 }
 
+void StateAccess::restore_parameters() {
+  for (const GrainRange chunk : chunks_) {
+    load_values(StateKind::master, chunk);
+    ops::cast(stored_, plan_.state.param_dtype, values_, DType::fp32, chunk.numel());
+    parts_.state.write(StateKind::param, chunk, stored_);
+  }
+}
+
 void StateAccess::fill_initial(GrainRange chunk, bool trainable, uint64_t seed) {
   std::fill_n(values_, chunk.numel(), 0.0f);
-  const Range all = elements(chunk);
-  for (const Unit& unit : plan_.layout.units()) {
-    const FlatBuffer& flat = trainable ? unit.trainable : unit.frozen;
-    for (const FlatParameter& parameter : flat.parameters) {
-      const Held here = held(flat, parameter);
-      const Range part = intersect(here.part, all);
-      if (part.empty()) continue;
-      fill(parameter.spec, part.begin - here.begin, part.end - part.begin, seed,
-           values_ + (part.begin - all.begin));
-    }
-  }
+  for_parameters(chunk, trainable,
+                 [&](const FlatBuffer&, const Parameter& parameter, int64_t first, int64_t count,
+                     int64_t at) { fill(parameter, first, count, seed, values_ + at); });
 }
 
 void StateAccess::store_weights(GrainRange chunk) {

@@ -11,6 +11,8 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/checkpoint/checkpoint_reader.h"
+#include "engine/checkpoint/checkpoint_writer.h"
 #include "engine/comm/communicator.h"
 #include "engine/plan/planner.h"
 #include "offload/tier_manager.h"
@@ -30,6 +32,20 @@ class StateAccess {
   // Writes master weights and parameters from each parameter's initializer, and zero moments: this
   // rank's shards. Values are a function of (seed, parameter name, element) alone.
   void initialize(uint64_t seed);
+  // Trainable parameters from the master weights, that a run recovered.
+  void restore_parameters();
+
+  // A checkpoint's files, of which save() writes this rank's part. Saving and loading read and
+  // write the state in pieces that fit this object's memory, and take no more.
+  CheckpointWriter::Contents checkpoint_contents() const;
+  void save(CheckpointWriter& checkpoint);
+  // Throws ConfigError, before anything is changed, for a checkpoint of other parameters, or with
+  // other moments than this optimizer's. What another codec kept is rounded to this one's.
+  void load(CheckpointReader& checkpoint);
+  // The same of frozen parameters alone.
+  CheckpointWriter::Contents frozen_contents() const;
+  void save_frozen(CheckpointWriter& checkpoint);
+  void load_frozen(CheckpointReader& checkpoint);
 
   // The whole parameter, on every rank.
   std::vector<float> read(const ParameterRef& ref, StateKind kind);
@@ -66,10 +82,31 @@ class StateAccess {
   template <typename Visit>
   static void for_chunks(const std::vector<GrainRange>& chunks, Range part, const Visit& visit);
 
+  // Calls visit(flat buffer, parameter, first, count, at) for the parts of parameters that lie in a
+  // chunk: `count` elements from the parameter's `first` on, from the chunk's element `at` on.
+  template <typename Visit>
+  void for_parameters(GrainRange chunk, bool trainable, const Visit& visit) const {
+    const Range all = elements(chunk);
+    for (const Unit& unit : plan_.layout.units()) {
+      const FlatBuffer& flat = trainable ? unit.trainable : unit.frozen;
+      for (const FlatParameter& parameter : flat.parameters) {
+        const Held here = held(flat, parameter);
+        const Range part = intersect(here.part, all);
+        if (part.empty()) continue;
+        visit(flat, parameter.spec, part.begin - here.begin, part.end - part.begin,
+              part.begin - all.begin);
+      }
+    }
+  }
   // Initial values of a chunk of trainable or frozen parameters, into values_.
   void fill_initial(GrainRange chunk, bool trainable, uint64_t seed);
   // Writes values_ as master weights and, cast, as parameters of the chunk.
   void store_weights(GrainRange chunk);
+  // Whether this rank saves its part of a flat buffer: where every rank has all of it, one does.
+  bool saves(const FlatBuffer& flat) const;
+  void save_moment(StateKind kind, GrainRange chunk, CheckpointWriter& checkpoint);
+  void check_contents(const CheckpointReader& checkpoint) const;
+  void load_moment(StateKind kind, GrainRange chunk, CheckpointReader& checkpoint);
   void store_zero_moments(GrainRange chunk);
   // Zeroes the moments of elements of the chunk, whole blocks.
   void clear_moments(GrainRange chunk, Range part);

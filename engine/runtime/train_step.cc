@@ -123,10 +123,10 @@ void Runtime::update(StepResult& result, double sum_of_squares, double mean_scal
   } else {
     updater_->update(clip_factor(result.grad_norm));
     window_->outdate();
-    if (plan_->commits()) commit();
     ++step_;
   }
   loss_scaler_.update(result.skipped);
+  if (!result.skipped && plan_->commits()) commit();
   result.speculation = updater_->speculation();
 }
 
@@ -143,8 +143,7 @@ void Runtime::commit() {
     const WaitScope wait(recorder_, {StateKind::master, -1, offload::OptimizerPipeline::kWaitLabel},
                          "driver");
     updater_->settle();
-    const int64_t payload = step_ + 1;
-    store_->slots()->commit(std::as_bytes(std::span(&payload, 1)));
+    store_->slots()->commit(encode(run_state()));
   }
   of_all_ranks(std::array{0.0});
 }

@@ -124,6 +124,13 @@ enum class PinChoice : uint8_t {
   always,  // and some of it has to be there
 };
 
+// What a killed run with a run directory goes on from.
+enum class RecoveryChoice : uint8_t {
+  automatic,   // the step it was in, where all of the optimizer's state has two slots on nvme
+  step,        // that, or a ConfigError
+  checkpoint,  // its last checkpoint
+};
+
 // In which order micro-batches go through units.
 enum class OrderChoice : uint8_t {
   automatic,  // whichever moves what it has to in less time
@@ -199,12 +206,16 @@ struct Config {
   DirectChoice io_direct = DirectChoice::automatic;
   uint32_t io_block_bytes = 1 << 20;
   uint32_t io_queue_depth = 32;
-  int io_threads = 8;           // workers of the thread engine
-  int slots = 1;                // places on disk a sub-group; 2: the step before survives on disk
+  int io_threads = 8;  // workers of the thread engine
+  int slots = 1;       // places on disk a sub-group; 2: the step before survives on disk
+  RecoveryChoice recovery = RecoveryChoice::automatic;
+  bool checksums = true;        // state read from nvme is checked against what was written
   double comm_timeout_s = 600;  // how long a rank waits for a peer that has not come
 
   uint64_t seed = 1;
 
+  // As read, for checkpoints to keep; empty for a configuration made by hand.
+  std::string text;
   // Keys of the input that have no effect here, for the start-up lines.
   std::vector<std::string> no_effect_keys;
 

@@ -116,13 +116,20 @@ class Engine {
     // train_step(); of gathered units it holds so many at a time.
     bool own_compute = false;
     int held_units = 2;
+    // Where the run keeps what outlives its process, a new directory or an empty one; empty:
+    // nothing does. Ranks share it.
+    std::string run_directory = {};
+    // To go on from: a run's directory, or a checkpoint. Of a run: the newest state that it made
+    // durable, in that run's directory unless another is given. Empty: from the initial values.
+    std::string resume = {};
     // A person's reasons to stop, not 0; read when a step's gradients have landed. Null: none ever.
     // Must outlive the engine.
     const std::atomic<int>* stop = nullptr;
   };
 
-  // Plans, allocates, and writes the initial state. Throws ConfigError, OutOfBudget, IoError,
-  // DeviceError or CommError before any training state of an earlier run is touched.
+  // Plans, allocates, and writes the initial state, or brings back that which Options::resume
+  // names. Throws ConfigError, OutOfBudget, IoError, CorruptionError, DeviceError or CommError
+  // before any training state of an earlier run is touched.
   Engine(Model model, const Config& config, const World& world, const Options& options);
   ~Engine();
   Engine(Engine&&) noexcept;
@@ -174,7 +181,25 @@ class Engine {
   // Throws ConfigError for a name the model lacks, or a kind that this parameter does not have.
   std::vector<float> read_parameter(std::string_view name, StateKind kind);
   // Sets a parameter: master and 16-bit copy from `values`, moments to zero. Ranks give the same.
+  // Throws ConfigError also where each step is recoverable, and this would be a change between two.
   void write_parameter(std::string_view name, std::span<const float> values);
+
+  // Writes a checkpoint of the state after the last step: a directory that is there as a whole or
+  // not at all, in place of one of that name (engine/checkpoint/manifest.h says what is in it). All
+  // ranks see the directory. Throws IoError, on every rank, where it cannot be written; the run can
+  // go on then.
+  void save_checkpoint(const std::string& path);
+  // The same under the run's directory, as checkpoints/step-N and checkpoints/latest; of those
+  // there, the newest `keep` stay, 0 for all. Returns its path. Throws ConfigError without a run
+  // directory.
+  std::string save_checkpoint(int keep = 0);
+  // Where the caller's data goes on after the next step; kept with that step's state. 0 at first.
+  void set_data_position(int64_t position);
+  // That of the last step, or the one that the state came with.
+  int64_t data_position() const;
+  // Deletes the files from which a killed run would recover its last step: for the end of training,
+  // when a checkpoint has all of it. This engine still reads them.
+  void remove_state_files();
 
   int64_t steps_done() const;
   const PlanSummary& plan() const;

@@ -14,6 +14,7 @@ namespace strata {
 // Immutable; layers run in order, the last one computes the loss.
 struct Model {
   std::string description;   // one line for people
+  std::string config = {};   // as JSON, for checkpoints to keep; empty: it has none
   int64_t vocab_size = 0;    // token ids are below this; 0: it takes no tokens
   int64_t features = 0;      // columns F of Batch::features; 0: it takes none
   int64_t classes = 0;       // targets are below this; 0: below vocab_size

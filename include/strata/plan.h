@@ -56,7 +56,10 @@ struct PlanSummary {
   int64_t sub_groups = 0;
   int64_t gather_window_units = 0;  // unit buffers for gathered parameters; 0: all stay on device
   int64_t recomputed_units = 0;     // units whose forward runs again in backward
-  std::string recovery = "none";    // what survives a kill: nothing so far
+  // What a killed run goes on from: its last "checkpoint", the "step" it was in, or "none" of it;
+  // and what a configuration would have to change for a step to be there, if anything.
+  std::string recovery = "none";
+  std::string step_recovery_takes;
 
   // The first tier that needs more than its budget.
   std::optional<Tier> over_budget() const;

@@ -112,6 +112,11 @@ void decode_state(const CodecSpans& spans);
 // Master weights as they are kept; beside split16 the parameters are cast()'s to write.
 void encode_master(Codec codec, const float* master, int64_t numel, std::byte* stored);
 
+// Moments as they are kept, rounded stochastically with noise that is a function of `key` and an
+// element's place in its grain. What the codec can hold is kept as it is: bf16 values by bf16.
+void encode_moments(StateKind kind, Codec codec, const float* values, int64_t numel, uint32_t key,
+                    std::byte* stored);
+
 // Elements [begin, end) of encoded state, whole blocks, become zero: zero bytes in every codec.
 void clear_blocks(Codec codec, int64_t begin, int64_t end, std::byte* stored);
 

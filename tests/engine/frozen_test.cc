@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "tests/engine/local_ranks.h"
+#include "tests/engine/partly_frozen.h"
 #include "tests/engine/tiny_run.h"
 
 namespace strata {
@@ -17,48 +18,14 @@ namespace {
 
 using testing_support::failures_of_ranks;
 using testing_support::for_world;
+using testing_support::IsFrozen;
 using testing_support::of_rank;
+using testing_support::partly_frozen;
 using testing_support::TemporaryDirectory;
 using testing_support::tiny_batches;
 using testing_support::tiny_config;
 using testing_support::tiny_gpt2;
 using testing_support::views;
-
-using IsFrozen = std::function<bool(const std::string& name)>;
-
-// Another layer, some of its parameters frozen.
-class PartlyFrozen final : public Layer {
- public:
-  PartlyFrozen(std::shared_ptr<const Layer> layer, IsFrozen is_frozen)
-      : layer_(std::move(layer)), is_frozen_(std::move(is_frozen)) {}
-
-  std::string name() const override { return layer_->name(); }
-  std::vector<Parameter> parameters() const override {
-    std::vector<Parameter> parameters = layer_->parameters();
-    for (Parameter& parameter : parameters) parameter.trainable = !is_frozen_(parameter.name);
-    return parameters;
-  }
-  std::vector<std::string> shared_parameters() const override {
-    return layer_->shared_parameters();
-  }
-  int64_t output_channels() const override { return layer_->output_channels(); }
-  LayerFootprint footprint(const ops::LayerOps& ops, const BatchShape& batch,
-                           DType dtype) const override {
-    return layer_->footprint(ops, batch, dtype);
-  }
-  void forward(const LayerForward& context) const override { layer_->forward(context); }
-  void backward(const LayerBackward& context) const override { layer_->backward(context); }
-
- private:
-  const std::shared_ptr<const Layer> layer_;
-  const IsFrozen is_frozen_;
-};
-
-Model partly_frozen(const IsFrozen& is_frozen) {
-  Model model = models::gpt2(tiny_gpt2());
-  for (auto& layer : model.layers) layer = std::make_shared<PartlyFrozen>(layer, is_frozen);
-  return model;
-}
 
 bool is_none(const std::string&) { return false; }
 // The tied embedding, a matrix and a bias in the middle of their units, and a whole unit.
@@ -97,7 +64,8 @@ class FrozenParametersTest : public testing::Test {
   Engine make(const IsFrozen& is_frozen, const World& world = {}) const {
     Engine::Options options;
     options.micro_batch = {config_.micro_batch, tiny_gpt2().n_positions};
-    return Engine(partly_frozen(is_frozen), for_world(config_, world), world, options);
+    return Engine(partly_frozen(models::gpt2(tiny_gpt2()), is_frozen), for_world(config_, world),
+                  world, options);
   }
   void train(Engine& engine, int steps, const World& world = {}) const {
     for (int step = 0; step < steps; ++step) {

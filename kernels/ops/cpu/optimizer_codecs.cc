@@ -42,6 +42,32 @@ void decode_range(const CodecSpans& spans, int64_t begin, int64_t end) {
   }
 }
 
+template <class Moment>
+void encode_blocks(const float* values, uint32_t key, std::byte* stored, int64_t begin,
+                   int64_t end) {
+  for (int64_t at = begin; at < end; at += kCodecBlockNumel) {
+    Moment moment(stored, at / kCodecBlockNumel);
+    const Noise first(key, static_cast<uint32_t>(at % kGrainNumel));
+    Noise noise = first;
+    for (int64_t i = 0; i < kCodecBlockNumel; i += kPairNumel) {
+      moment.store(load_pair(values + at + i), noise.next(), i);
+    }
+    moment.finish(first);
+  }
+}
+
+void encode_range(StateKind kind, Codec codec, const float* values, uint32_t key, std::byte* stored,
+                  int64_t begin, int64_t end) {
+  const bool is_exp_avg = kind == StateKind::exp_avg;
+  if (codec == Codec::bf16) {
+    is_exp_avg ? encode_blocks<Bf16Moment<StateKind::exp_avg>>(values, key, stored, begin, end)
+               : encode_blocks<Bf16Moment<StateKind::exp_avg_sq>>(values, key, stored, begin, end);
+  } else {
+    is_exp_avg ? encode_blocks<Int8Moment<StateKind::exp_avg>>(values, key, stored, begin, end)
+               : encode_blocks<Int8Moment<StateKind::exp_avg_sq>>(values, key, stored, begin, end);
+  }
+}
+
 void split_range(const float* master, uint16_t* rest, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; i += kPairNumel) {
     Split16::encode_rest(load_pair(master + i), rest + i);
@@ -59,6 +85,7 @@ namespace strata::ops {
 namespace {
 
 HWY_EXPORT(decode_range);
+HWY_EXPORT(encode_range);
 HWY_EXPORT(split_range);
 
 void check(const CodecSpans& spans) {
@@ -89,6 +116,17 @@ void encode_master(Codec codec, const float* master, int64_t numel, std::byte* s
   const auto kernel = in_force(HWY_DISPATCH_TABLE(split_range));
   for_grains(numel, [&](int64_t begin, int64_t end) {
     kernel(master, reinterpret_cast<uint16_t*>(stored), begin, end);
+  });
+}
+
+void encode_moments(StateKind kind, Codec codec, const float* values, int64_t numel, uint32_t key,
+                    std::byte* stored) {
+  check({.kind = kind, .codec = codec, .numel = numel});
+  require(kind != StateKind::master, "encode_moments: a moment is wanted");
+  if (codec == Codec::fp32) return cast(stored, DType::fp32, values, DType::fp32, numel);
+  const auto kernel = in_force(HWY_DISPATCH_TABLE(encode_range));
+  for_grains(numel, [&](int64_t begin, int64_t end) {
+    kernel(kind, codec, values, key, stored, begin, end);
   });
 }
 

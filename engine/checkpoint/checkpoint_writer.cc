@@ -1,0 +1,146 @@
+#include "engine/checkpoint/checkpoint_writer.h"
+
+#include <fmt/format.h>
+#include <xxhash.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <filesystem>
+#include <string_view>
+#include <system_error>
+#include <utility>
+
+#include "io/durable_file.h"
+#include "strata/error.h"
+
+namespace strata::engine {
+namespace {
+
+namespace fs = std::filesystem;
+
+// What a rank tells the others of its failure; all zeros: it has none.
+using FailureText = std::array<char, 1024>;
+
+// As pieces travel: the tensor's place in the file's header, and numbers.
+struct PackedPiece {
+  uint64_t tensor = 0, first = 0, bytes = 0, hash = 0;
+};
+
+void remove_all(const std::string& path) {
+  std::error_code ignored;
+  fs::remove_all(path, ignored);
+}
+
+void make_directory(const std::string& path) {
+  std::error_code error;
+  fs::create_directories(path, error);
+  if (!error) return;
+  throw IoError(fmt::format("cannot create {}: {}", path, error.message()), path, 0, error.value());
+}
+
+}  // namespace
+
+template <typename Work>
+void CheckpointWriter::together(const Work& work) {
+  FailureText mine = {};
+  try {
+    work();
+  } catch (const Error& error) {
+    std::string_view text = error.what();
+    text.copy(mine.data(), mine.size() - 1);
+  }
+  std::vector<FailureText> all(static_cast<size_t>(comm_.size()));
+  comm_.exchange(std::as_bytes(std::span(mine)), std::as_writable_bytes(std::span(all)));
+  for (const FailureText& text : all) {
+    if (text[0] != '\0') throw IoError(text.data(), path_, 0, EIO);
+  }
+}
+
+CheckpointWriter::CheckpointWriter(const std::string& path, const Contents& contents,
+                                   Communicator& comm)
+    : comm_(comm), path_(path), unfinished_(path + kUnfinishedSuffix) {
+  try {
+    together([&] {
+      if (comm.rank() > 0) return;
+      remove_all(unfinished_);
+      make_directory(unfinished_);
+      for (const auto& [file, tensors] : contents) {
+        safetensors::File::create(unfinished_ + "/" + file, safetensors::Header(tensors));
+      }
+    });
+    together([&] {
+      for (const auto& [file, tensors] : contents) {
+        parts_.emplace(file, Part{safetensors::File::open_to_write(unfinished_ + "/" + file), {}});
+      }
+    });
+  } catch (...) {
+    if (comm.rank() == 0) remove_all(unfinished_);
+    throw;
+  }
+}
+
+CheckpointWriter::~CheckpointWriter() {
+  if (!finished_ && comm_.rank() == 0) remove_all(unfinished_);
+}
+
+void CheckpointWriter::write(const std::string& file, const std::string& tensor, uint64_t first,
+                             std::span<const std::byte> bytes) {
+  if (bytes.empty() || !failure_.empty()) return;
+  Part& part = parts_.at(file);
+  try {
+    part.file.write(part.file.tensor(tensor), first, bytes);
+    part.pieces.push_back({tensor, first, bytes.size(), XXH3_64bits(bytes.data(), bytes.size())});
+  } catch (const IoError& error) {
+    failure_ = error.what();
+  }
+}
+
+void CheckpointWriter::finish(Manifest manifest) {
+  together([&] {
+    if (!failure_.empty()) throw IoError(failure_, path_, 0, EIO);
+    for (auto& [name, part] : parts_) part.file.sync();
+  });
+  manifest.pieces.clear();
+  for (const auto& [name, part] : parts_) manifest.pieces[name] = all_pieces(name);
+  together([&] {
+    if (comm_.rank() > 0) return;
+    io::write_durably(unfinished_ + "/" + kManifestName, to_json(manifest));
+    io::sync_directory(unfinished_);
+    // A checkpoint of that name makes way whole.
+    const std::string replaced = path_ + ".replaced" + kUnfinishedSuffix;
+    remove_all(replaced);
+    std::error_code error;
+    if (fs::exists(path_, error)) io::rename_durably(path_, replaced);
+    io::rename_durably(unfinished_, path_);
+    remove_all(replaced);
+  });
+  finished_ = true;
+}
+
+std::vector<Piece> CheckpointWriter::all_pieces(const std::string& file) {
+  const Part& part = parts_.at(file);
+  const std::vector<safetensors::Tensor>& tensors = part.file.header().tensors();
+  const uint64_t count = part.pieces.size();
+  std::vector<uint64_t> counts(static_cast<size_t>(comm_.size()));
+  comm_.exchange(std::as_bytes(std::span(&count, 1)), std::as_writable_bytes(std::span(counts)));
+  const uint64_t most = *std::max_element(counts.begin(), counts.end());
+  std::vector<PackedPiece> mine(most);
+  for (size_t i = 0; i < count; ++i) {
+    const Piece& piece = part.pieces[i];
+    const auto index = &part.file.tensor(piece.tensor) - tensors.data();
+    mine[i] = {static_cast<uint64_t>(index), piece.first, piece.bytes, piece.hash};
+  }
+  std::vector<PackedPiece> all(most * counts.size());
+  comm_.exchange(std::as_bytes(std::span(mine)), std::as_writable_bytes(std::span(all)));
+  std::vector<Piece> pieces;
+  for (size_t rank = 0; rank < counts.size(); ++rank) {
+    for (size_t i = 0; i < counts[rank]; ++i) {
+      const PackedPiece& piece = all[rank * most + i];
+      pieces.push_back({tensors.at(piece.tensor).name, piece.first, piece.bytes, piece.hash});
+    }
+  }
+  return pieces;
+}
+
+}  // namespace strata::engine

@@ -1,0 +1,62 @@
+// Writes a checkpoint, all ranks together.
+//
+// It grows under another name, and gets its own when every rank's part and the manifest are on the
+// disk: whoever is killed meanwhile leaves the checkpoints before as they were. The directory is
+// one that all ranks see.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/checkpoint/manifest.h"
+#include "engine/checkpoint/safetensors_file.h"
+#include "engine/comm/communicator.h"
+
+namespace strata::engine {
+
+class CheckpointWriter {
+ public:
+  // What goes into each file, by name.
+  using Contents = std::map<std::string, std::vector<safetensors::Tensor>>;
+
+  // Collective: rank 0 makes the files, as large as they will be. Throws IoError on every rank
+  // where one cannot, naming file and reason; nothing is left then, and the run can go on.
+  CheckpointWriter(const std::string& path, const Contents& contents, Communicator& comm);
+  // Removes what is unfinished.
+  ~CheckpointWriter();
+  CheckpointWriter(const CheckpointWriter&) = delete;
+  CheckpointWriter& operator=(const CheckpointWriter&) = delete;
+
+  // A piece of a tensor, from byte `first` on. Every byte is written once, by any rank. Does
+  // nothing after a write has failed.
+  void write(const std::string& file, const std::string& tensor, uint64_t first,
+             std::span<const std::byte> bytes);
+
+  // Collective, after all writes: makes them durable, writes the manifest, with their pieces in
+  // place of its own, and gives the checkpoint its name, in place of another one of that name.
+  // Throws IoError on every rank where any rank's part failed, as above.
+  void finish(Manifest manifest);
+
+ private:
+  // Calls `work`, and throws on every rank what it threw on any.
+  template <typename Work>
+  void together(const Work& work);
+  std::vector<Piece> all_pieces(const std::string& file);
+
+  Communicator& comm_;
+  const std::string path_;
+  const std::string unfinished_;
+  struct Part {
+    safetensors::File file;
+    std::vector<Piece> pieces;
+  };
+  std::map<std::string, Part> parts_;
+  std::string failure_;  // of write()
+  bool finished_ = false;
+};
+
+}  // namespace strata::engine

@@ -1,0 +1,116 @@
+#include "engine/checkpoint/run_directory.h"
+
+#include <fmt/format.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <random>
+#include <system_error>
+#include <utility>
+
+#include "engine/config/json_text.h"
+#include "strata/error.h"
+
+namespace strata::engine {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kFormat = "strata-run-1";
+
+std::string record_path(const std::string& directory) { return directory + "/run.json"; }
+
+std::string new_id() {
+  std::random_device random;
+  return fmt::format("{:08x}{:08x}", random(), random());
+}
+
+void make_directories(const std::string& path) {
+  std::error_code error;
+  fs::create_directories(path, error);
+  if (!error) return;
+  throw IoError(fmt::format("cannot create {}: {}", path, error.message()), path, 0, error.value());
+}
+
+}  // namespace
+
+io::FileLock lock_or_refuse(const std::string& path, const std::string& what) {
+  std::optional<io::FileLock> lock = io::FileLock::take(path);
+  if (lock) return std::move(*lock);
+  throw ConfigError(
+      fmt::format("{} belongs to {}, which is training it: stop that one first, or "
+                  "name another directory",
+                  what, io::FileLock::holder(path)));
+}
+
+bool RunDirectory::exists(const std::string& path) {
+  std::error_code ignored;
+  return fs::exists(record_path(path), ignored);
+}
+
+RunRecord RunDirectory::read(const std::string& path) {
+  const std::string file = record_path(path);
+  const auto wrong = [&](const char* what) {
+    return CorruptionError(
+        fmt::format("'{}' {}: it was not written by this version of Strata, or "
+                    "is damaged",
+                    file, what));
+  };
+  if (!exists(path)) {
+    throw ConfigError(
+        fmt::format("'{}' has no run to go on with (no run.json): name the directory "
+                    "that --output named, or a checkpoint",
+                    path));
+  }
+  Json json;
+  try {
+    json = parse_json_object(read_text_file(file), file);
+  } catch (const ConfigError& error) {
+    throw CorruptionError(error.what());
+  }
+  if (json.value("format", Json()) != kFormat) throw wrong("has no known format");
+  try {
+    return {json.at("id").get<std::string>(),
+            json.at("state_paths").get<std::vector<std::string>>(),
+            json.at("world_size").get<int>()};
+  } catch (const Json::exception&) {
+    throw wrong("lacks id, state_paths or world_size");
+  }
+}
+
+RunDirectory::RunDirectory(std::string path, io::FileLock lock)
+    : path_(std::move(path)), lock_(std::move(lock)) {}
+
+RunDirectory RunDirectory::create(const std::string& path) {
+  make_directories(path);
+  const std::string absolute = fs::canonical(path).string();
+  RunDirectory run(absolute,
+                   lock_or_refuse(absolute + "/lock", fmt::format("the run in '{}'", path)));
+  if (exists(absolute)) {
+    throw ConfigError(fmt::format(
+        "'{}' has a run already: go on with it (--resume), or name another directory", path));
+  }
+  io::sync_directory(io::parent_directory(absolute));
+  run.write({new_id(), {}, 1});
+  return run;
+}
+
+RunDirectory RunDirectory::open(const std::string& path) {
+  RunRecord record = read(path);
+  const std::string absolute = fs::canonical(path).string();
+  RunDirectory run(absolute,
+                   lock_or_refuse(absolute + "/lock", fmt::format("the run in '{}'", path)));
+  run.record_ = std::move(record);
+  return run;
+}
+
+void RunDirectory::write(const RunRecord& record) {
+  const Json json = {{"format", kFormat},
+                     {"id", record.id},
+                     {"world_size", record.world_size},
+                     {"state_paths", record.state_paths}};
+  io::write_durably(record_path(path_), json.dump(2) + "\n");
+  record_ = record;
+}
+
+}  // namespace strata::engine

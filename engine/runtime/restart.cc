@@ -1,0 +1,136 @@
+// Where training begins, and what it leaves for another beginning.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <limits>
+#include <optional>
+#include <vector>
+
+#include "engine/checkpoint/checkpoint_folder.h"
+#include "engine/checkpoint/checkpoint_reader.h"
+#include "engine/checkpoint/checkpoint_writer.h"
+#include "engine/runtime/runtime.h"
+#include "strata/error.h"
+
+namespace strata::engine {
+
+RunState Runtime::run_state() const {
+  const LossScaler::State scaler = loss_scaler_.state();
+  return {step_, config_.seed, data_position_, scaler.scale, scaler.hysteresis, scaler.good_steps};
+}
+
+void Runtime::restore(const RunState& state) {
+  if (state.seed != config_.seed) {
+    throw ConfigError(fmt::format(
+        "the run to go on with has seed {} and this one {}: resume with the same (--seed, or "
+        "strata.seed)",
+        state.seed, config_.seed));
+  }
+  loss_scaler_.restore({state.loss_scale, state.hysteresis, state.good_steps});
+  step_ = state.step;
+  data_position_ = state.data_position;
+}
+
+void Runtime::start() {
+  if (recover()) {
+    begin_line_ = fmt::format("going on from step {}, as it was recovered", step_);
+    return;
+  }
+  if (!files_->checkpoint().empty()) {
+    load_checkpoint();
+    begin_line_ = fmt::format("going on from step {}, of '{}'", step_, files_->checkpoint());
+  } else {
+    access_->initialize(config_.seed);
+    begin_line_ = "beginning with initial values";
+  }
+  if (plan_->recovers_steps) {
+    // They never change, and are no part of a step.
+    if (plan_->state.frozen.grains() > 0) {
+      CheckpointWriter frozen(frozen_path(), access_->frozen_contents(), *comm_);
+      access_->save_frozen(frozen);
+      frozen.finish({.run = run_state()});
+    }
+    store_->slots()->begin(static_cast<uint64_t>(step_), encode(run_state()));
+    of_all_ranks(std::array{0.0});
+  }
+}
+
+std::string Runtime::frozen_path() const { return files_->path() + "/frozen"; }
+
+// Ranks' newest records are at most a step apart; the older one's state is whole on all of them.
+bool Runtime::recover() {
+  if (store_ == nullptr || !plan_->recovers_steps) return false;
+  offload::SlotStore& slots = *store_->slots();
+  std::optional<offload::JournalRecord> newest;
+  if (store_->has_old_state()) newest = slots.recover();
+  constexpr double kNothing = -1;
+  const double mine = newest ? static_cast<double>(newest->generation) : kNothing;
+  const auto of_ranks = of_all_ranks(std::array{mine});
+  const double oldest = *std::min_element(of_ranks.begin(), of_ranks.end());
+  // Killed before all ranks had their first state: there is nothing yet to go on from.
+  if (oldest == kNothing) return false;
+  if (mine != oldest) newest = slots.recover(static_cast<uint64_t>(oldest));
+  if (!newest) {
+    throw CorruptionError(
+        fmt::format("the journal in '{}' has no record of step {}, from which other ranks go on: "
+                    "resume from a checkpoint",
+                    files_->path(), oldest));
+  }
+  restore(decode(newest->payload));
+  access_->restore_parameters();
+  if (plan_->state.frozen.grains() > 0) {
+    CheckpointReader frozen(frozen_path());
+    access_->load_frozen(frozen);
+  }
+  return true;
+}
+
+void Runtime::load_checkpoint() {
+  CheckpointReader checkpoint(files_->checkpoint());
+  restore(checkpoint.manifest().run);
+  access_->load(checkpoint);
+}
+
+void Runtime::save_checkpoint(const std::string& path) {
+  if (own_ != nullptr && own_->begun) {
+    throw ConfigError("a checkpoint is saved in the middle of a step: call step() first");
+  }
+  settle();
+  CheckpointWriter checkpoint(path, access_->checkpoint_contents(), *comm_);
+  access_->save(checkpoint);
+  Manifest manifest;
+  manifest.run = run_state();
+  manifest.model = model_.description;
+  manifest.model_config = model_.config;
+  manifest.config = config_.text;
+  manifest.moment_codec = config_.moment_codec;
+  checkpoint.finish(std::move(manifest));
+}
+
+std::string Runtime::save_checkpoint(int keep) {
+  if (!files_->has_directory()) {
+    throw ConfigError(
+        "the run has no directory for its checkpoints: give it one (Options::run_directory), or "
+        "save under a path of your own");
+  }
+  const CheckpointFolder folder(files_->path() + "/checkpoints");
+  const std::string path = folder.of_step(step_);
+  save_checkpoint(path);
+  if (world_.rank == 0) folder.tidy(keep);
+  return path;
+}
+
+void Runtime::set_data_position(int64_t position) {
+  if (position < 0) {
+    throw ConfigError(
+        fmt::format("data cannot go on at position {}: positions start at 0", position));
+  }
+  data_position_ = position;
+}
+
+void Runtime::remove_state_files() {
+  settle();
+  files_->remove_state();
+}
+
+}  // namespace strata::engine

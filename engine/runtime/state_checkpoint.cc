@@ -1,0 +1,274 @@
+// Training state to and from a checkpoint, chunk by chunk.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine/runtime/state_access.h"
+#include "kernels/ops/optimizer_ops.h"
+#include "strata/error.h"
+
+namespace strata::engine {
+namespace {
+
+constexpr std::array<StateKind, 2> kMoments = {StateKind::exp_avg, StateKind::exp_avg_sq};
+
+int64_t blocks_of(int64_t numel) { return (numel + kCodecBlockNumel - 1) / kCodecBlockNumel; }
+
+std::vector<int64_t> dimensions(const Shape& shape) {
+  std::vector<int64_t> dims;
+  for (size_t i = 0; i < shape.rank; ++i) dims.push_back(shape[i]);
+  return dims;
+}
+
+safetensors::Tensor tensor_of(std::string name, safetensors::ElementType type,
+                              std::vector<int64_t> shape) {
+  safetensors::Tensor tensor;
+  tensor.name = std::move(name);
+  tensor.type = type;
+  tensor.shape = std::move(shape);
+  return tensor;
+}
+
+// A parameter's tensors in the file of a moment.
+std::vector<safetensors::Tensor> moment_tensors(const Parameter& parameter, Codec codec) {
+  using safetensors::ElementType;
+  const auto shape = dimensions(parameter.shape);
+  switch (codec) {
+    case Codec::bf16:
+      return {tensor_of(parameter.name, ElementType::bf16, shape)};
+    case Codec::int8:
+      return {tensor_of(parameter.name, ElementType::u8, shape),
+              tensor_of(scale_name(parameter.name), ElementType::f32,
+                        {blocks_of(parameter.shape.numel())})};
+    default:
+      return {tensor_of(parameter.name, ElementType::f32, shape)};
+  }
+}
+
+// Copies elements [at, at + count) of an int8 chunk, whole blocks but for the last one's end,
+// between the chunk and codes and scales end to end.
+template <bool kToChunk>
+void move_int8(std::byte* stored, int64_t at, int64_t count, std::byte* codes, std::byte* scales) {
+  const auto move = [](std::byte* chunk, std::byte* apart, int64_t bytes) {
+    std::memcpy(kToChunk ? chunk : apart, kToChunk ? apart : chunk, static_cast<size_t>(bytes));
+  };
+  for (int64_t block = 0; block < blocks_of(count); ++block) {
+    const int64_t first = block * kCodecBlockNumel;
+    const int64_t place = at / kCodecBlockNumel + block;
+    move(stored + int8_codes_at(place), codes + first, std::min(kCodecBlockNumel, count - first));
+    move(stored + int8_scale_at(place), scales + block * 4, 4);
+  }
+}
+
+std::span<std::byte> bytes_at(std::byte* data, int64_t count) {
+  return {data, static_cast<size_t>(count)};
+}
+
+}  // namespace
+
+bool StateAccess::saves(const FlatBuffer& flat) const {
+  return flat.shards > 1 || plan_.layout.rank() == 0;
+}
+
+CheckpointWriter::Contents StateAccess::checkpoint_contents() const {
+  CheckpointWriter::Contents contents;
+  for (const Unit& unit : plan_.layout.units()) {
+    for (const FlatParameter& parameter : unit.trainable.parameters) {
+      contents[checkpoint_file(StateKind::master)].push_back(tensor_of(
+          parameter.spec.name, safetensors::ElementType::f32, dimensions(parameter.spec.shape)));
+      for (const StateKind kind : kMoments) {
+        const Codec codec = plan_.state.codec(kind);
+        if (codec == Codec::none) continue;
+        for (safetensors::Tensor& tensor : moment_tensors(parameter.spec, codec)) {
+          contents[checkpoint_file(kind)].push_back(std::move(tensor));
+        }
+      }
+    }
+  }
+  contents.merge(frozen_contents());
+  return contents;
+}
+
+CheckpointWriter::Contents StateAccess::frozen_contents() const {
+  CheckpointWriter::Contents contents;
+  for (const Unit& unit : plan_.layout.units()) {
+    for (const FlatParameter& parameter : unit.frozen.parameters) {
+      contents[checkpoint_file(StateKind::frozen)].push_back(
+          tensor_of(parameter.spec.name, safetensors::element_type(plan_.state.param_dtype),
+                    dimensions(parameter.spec.shape)));
+    }
+  }
+  return contents;
+}
+
+void StateAccess::save(CheckpointWriter& checkpoint) {
+  for (const GrainRange chunk : chunks_) {
+    load_values(StateKind::master, chunk);
+    const std::string file = checkpoint_file(StateKind::master);
+    for_parameters(
+        chunk, /*trainable=*/true,
+        [&](const FlatBuffer& flat, const Parameter& p, int64_t first, int64_t count, int64_t at) {
+          if (!saves(flat)) return;
+          checkpoint.write(file, p.name, static_cast<uint64_t>(first) * sizeof(float),
+                           std::as_bytes(std::span(values_ + at, static_cast<size_t>(count))));
+        });
+    for (const StateKind kind : kMoments) {
+      if (plan_.state.codec(kind) != Codec::none) save_moment(kind, chunk, checkpoint);
+    }
+  }
+  save_frozen(checkpoint);
+}
+
+void StateAccess::save_frozen(CheckpointWriter& checkpoint) {
+  const auto element = static_cast<int64_t>(size_bytes(plan_.state.param_dtype));
+  for (const GrainRange chunk : frozen_chunks_) {
+    parts_.state.read(StateKind::frozen, chunk, stored_);
+    for_parameters(
+        chunk, /*trainable=*/false,
+        [&](const FlatBuffer& flat, const Parameter& p, int64_t first, int64_t count, int64_t at) {
+          if (!saves(flat)) return;
+          checkpoint.write(checkpoint_file(StateKind::frozen), p.name,
+                           static_cast<uint64_t>(first * element),
+                           bytes_at(stored_ + at * element, count * element));
+        });
+  }
+}
+
+void StateAccess::save_moment(StateKind kind, GrainRange chunk, CheckpointWriter& checkpoint) {
+  const Codec codec = plan_.state.codec(kind);
+  const std::string file = checkpoint_file(kind);
+  parts_.state.read(kind, chunk, stored_);
+  for_parameters(
+      chunk, /*trainable=*/true,
+      [&](const FlatBuffer& flat, const Parameter& p, int64_t first, int64_t count, int64_t at) {
+        if (!saves(flat)) return;
+        if (codec == Codec::int8) {
+          auto* const codes = reinterpret_cast<std::byte*>(values_);
+          std::byte* const scales = codes + chunk.numel();
+          move_int8<false>(stored_, at, count, codes, scales);
+          checkpoint.write(file, p.name, static_cast<uint64_t>(first), bytes_at(codes, count));
+          checkpoint.write(file, scale_name(p.name),
+                           static_cast<uint64_t>(first / kCodecBlockNumel * 4),
+                           bytes_at(scales, blocks_of(count) * 4));
+          return;
+        }
+        const int64_t element = stored_bytes(codec, 1);
+        checkpoint.write(file, p.name, static_cast<uint64_t>(first * element),
+                         bytes_at(stored_ + at * element, count * element));
+      });
+}
+
+void StateAccess::check_contents(const CheckpointReader& checkpoint) const {
+  const auto other = [&](const std::string& what) {
+    return ConfigError(
+        fmt::format("the checkpoint '{}' is of another model or optimizer ({}): "
+                    "resume with the configuration it was written with",
+                    checkpoint.path(), what));
+  };
+  size_t expected = 0;
+  const auto expect = [&](const std::string& file, const safetensors::Tensor& wanted) {
+    ++expected;
+    const safetensors::Tensor* const tensor = checkpoint.find(file, wanted.name);
+    if (tensor == nullptr) throw other(fmt::format("'{}' is not in its {}", wanted.name, file));
+    if (tensor->shape != wanted.shape || tensor->type != wanted.type) {
+      throw other(fmt::format("'{}' is {} [{}] there and {} [{}] here", wanted.name,
+                              safetensors::name(tensor->type), fmt::join(tensor->shape, ", "),
+                              safetensors::name(wanted.type), fmt::join(wanted.shape, ", ")));
+    }
+  };
+  const Codec moment_codec = checkpoint.manifest().moment_codec;
+  for (const auto& [file, tensors] : checkpoint_contents()) {
+    const bool is_moment = file == checkpoint_file(StateKind::exp_avg) ||
+                           file == checkpoint_file(StateKind::exp_avg_sq);
+    if (is_moment) continue;
+    for (const safetensors::Tensor& tensor : tensors) expect(file, tensor);
+  }
+  for (const Unit& unit : plan_.layout.units()) {
+    for (const FlatParameter& parameter : unit.trainable.parameters) {
+      for (const StateKind kind : kMoments) {
+        if (plan_.state.codec(kind) == Codec::none) continue;
+        for (const auto& tensor : moment_tensors(parameter.spec, moment_codec)) {
+          expect(checkpoint_file(kind), tensor);
+        }
+      }
+    }
+  }
+  size_t there = 0;
+  for (const auto& [file, pieces] : checkpoint.manifest().pieces) {
+    there += checkpoint.header(file).tensors().size();
+  }
+  if (there != expected) {
+    throw other(fmt::format("it has {} tensors where {} are wanted", there, expected));
+  }
+}
+
+void StateAccess::load(CheckpointReader& checkpoint) {
+  check_contents(checkpoint);
+  for (const GrainRange chunk : chunks_) {
+    std::fill_n(values_, chunk.numel(), 0.0f);
+    for_parameters(
+        chunk, /*trainable=*/true,
+        [&](const FlatBuffer&, const Parameter& p, int64_t first, int64_t count, int64_t at) {
+          checkpoint.read(
+              checkpoint_file(StateKind::master), p.name,
+              static_cast<uint64_t>(first) * sizeof(float),
+              std::as_writable_bytes(std::span(values_ + at, static_cast<size_t>(count))));
+        });
+    store_weights(chunk);
+    for (const StateKind kind : kMoments) {
+      if (plan_.state.codec(kind) != Codec::none) load_moment(kind, chunk, checkpoint);
+    }
+  }
+  load_frozen(checkpoint);
+}
+
+void StateAccess::load_frozen(CheckpointReader& checkpoint) {
+  const auto element = static_cast<int64_t>(size_bytes(plan_.state.param_dtype));
+  for (const GrainRange chunk : frozen_chunks_) {
+    std::memset(stored_, 0, static_cast<size_t>(chunk.numel() * element));
+    for_parameters(
+        chunk, /*trainable=*/false,
+        [&](const FlatBuffer&, const Parameter& p, int64_t first, int64_t count, int64_t at) {
+          checkpoint.read(checkpoint_file(StateKind::frozen), p.name,
+                          static_cast<uint64_t>(first * element),
+                          bytes_at(stored_ + at * element, count * element));
+        });
+    parts_.state.write(StateKind::frozen, chunk, stored_);
+  }
+}
+
+void StateAccess::load_moment(StateKind kind, GrainRange chunk, CheckpointReader& checkpoint) {
+  const Codec there = checkpoint.manifest().moment_codec;
+  const Codec here = plan_.state.codec(kind);
+  const std::string file = checkpoint_file(kind);
+  std::memset(stored_, 0, static_cast<size_t>(stored_bytes(there, chunk.numel())));
+  for_parameters(
+      chunk, /*trainable=*/true,
+      [&](const FlatBuffer&, const Parameter& p, int64_t first, int64_t count, int64_t at) {
+        if (there == Codec::int8) {
+          auto* const codes = reinterpret_cast<std::byte*>(values_);
+          std::byte* const scales = codes + chunk.numel();
+          checkpoint.read(file, p.name, static_cast<uint64_t>(first), bytes_at(codes, count));
+          checkpoint.read(file, scale_name(p.name),
+                          static_cast<uint64_t>(first / kCodecBlockNumel * 4),
+                          bytes_at(scales, blocks_of(count) * 4));
+          move_int8<true>(stored_, at, count, codes, scales);
+          return;
+        }
+        const int64_t element = stored_bytes(there, 1);
+        checkpoint.read(file, p.name, static_cast<uint64_t>(first * element),
+                        bytes_at(stored_ + at * element, count * element));
+      });
+  if (there != here) {
+    ops::decode_state({kind, there, stored_, nullptr, values_, chunk.numel()});
+    const auto key = static_cast<uint32_t>(checkpoint.manifest().run.step);
+    ops::encode_moments(kind, here, values_, chunk.numel(), key, stored_);
+  }
+  parts_.state.write(kind, chunk, stored_);
+}
+
+}  // namespace strata::engine

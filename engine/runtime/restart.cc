@@ -31,7 +31,7 @@ void Runtime::restore(const RunState& state) {
   data_position_ = state.data_position;
 }
 
-void Runtime::start() {
+void Runtime::start(const ParameterReader& initial_values) {
   if (recover()) {
     begin_line_ = fmt::format("going on from step {}, as it was recovered", step_);
     return;
@@ -40,7 +40,7 @@ void Runtime::start() {
     load_checkpoint();
     begin_line_ = fmt::format("going on from step {}, of '{}'", step_, files_->checkpoint());
   } else {
-    access_->initialize(config_.seed);
+    access_->initialize({.seed = config_.seed, .given = initial_values});
     begin_line_ = "beginning with initial values";
   }
   if (plan_->recovers_steps) {

@@ -100,10 +100,10 @@ Runtime::Runtime(Model model, const Config& config, const World& world,
   host_state_ops_ = ops::make_host_state_ops();
   comm_ = make_communicator(world_, *comm_queue_, *device_state_ops_,
                             {.timeout_s = config_.comm_timeout_s}, recorder_);
-  together([&] { build(disturbance); });
+  together([&] { build(disturbance, options.initial_values); });
 }
 
-void Runtime::build(const Disturbance& disturbance) {
+void Runtime::build(const Disturbance& disturbance, const ParameterReader& initial_values) {
   files_ = std::make_unique<RunFiles>(RunFiles::Wanted{run_directory_, resume_}, config_, world_,
                                       *comm_, log_);
   MachineMemory machine = machine_memory(*device_, config_, world_.local_size);
@@ -174,7 +174,7 @@ void Runtime::build(const Disturbance& disturbance) {
         RecordedGathers(units, plan_->step.window_numel.size(), config_.overlap), units);
   }
   if (store_ != nullptr) store_->attach();
-  start();
+  start(initial_values);
   window_->outdate();
   complete_units();
 }

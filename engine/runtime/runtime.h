@@ -132,9 +132,9 @@ class Runtime {
     int64_t columns_read = 0;
   };
 
-  void build(const Disturbance& disturbance);
+  void build(const Disturbance& disturbance, const ParameterReader& initial_values);
   // Brings the state to where training begins: recovered, loaded, or initial.
-  void start();
+  void start(const ParameterReader& initial_values);
   // Whether a step was recovered.
   bool recover();
   void load_checkpoint();

@@ -18,28 +18,44 @@ namespace {
 constexpr std::array<StateKind, 4> kDigestKinds = {StateKind::master, StateKind::exp_avg,
                                                    StateKind::exp_avg_sq, StateKind::param};
 
-void fill(const Parameter& parameter, int64_t first, int64_t numel, uint64_t seed, float* out) {
-  if (parameter.init.kind == Initializer::Kind::constant) {
-    std::fill_n(out, numel, parameter.init.value);
-    return;
-  }
-  const std::string& name = parameter.slice ? parameter.slice->of : parameter.name;
-  const uint64_t stream = XXH3_64bits(name.data(), name.size());
-  const auto draw = [&](int64_t from, int64_t count, float* to) {
-    ops::fill_normal(to, from, count, parameter.init.value, seed, stream);
-  };
-  if (!parameter.slice) return draw(first, numel, out);
+// Calls visit(where it begins in the whole parameter, elements of `out`) for each run of
+// neighbours there; `out` are the parameter's elements from `first` on.
+template <typename Visit>
+void for_runs_in_whole(const Parameter& parameter, int64_t first, std::span<float> out,
+                       const Visit& visit) {
+  if (!parameter.slice) return visit(first, out);
   const ParameterSlice& slice = *parameter.slice;
   int64_t inner = 1;
   for (size_t dim = slice.dim + 1; dim < slice.shape.rank; ++dim) inner *= slice.shape[dim];
   // Neighbours here are neighbours in the whole as far as a run of these goes.
   const int64_t run = parameter.shape[slice.dim] * inner;
-  for (int64_t at = first; at < first + numel;) {
-    const int64_t count = std::min(run - at % run, first + numel - at);
+  const int64_t end = first + static_cast<int64_t>(out.size());
+  for (int64_t at = first; at < end;) {
+    const int64_t count = std::min(run - at % run, end - at);
     const int64_t whole = (at / run * slice.shape[slice.dim] + slice.begin) * inner + at % run;
-    draw(whole, count, out + (at - first));
+    visit(whole, out.subspan(static_cast<size_t>(at - first), static_cast<size_t>(count)));
     at += count;
   }
+}
+
+void fill(const Parameter& parameter, int64_t first, std::span<float> out,
+          const StateAccess::InitialValues& initial) {
+  const std::string& name = parameter.slice ? parameter.slice->of : parameter.name;
+  if (initial.given) {
+    for_runs_in_whole(parameter, first, out, [&](int64_t whole, std::span<float> run) {
+      initial.given(name, whole, run);
+    });
+    return;
+  }
+  if (parameter.init.kind == Initializer::Kind::constant) {
+    std::fill(out.begin(), out.end(), parameter.init.value);
+    return;
+  }
+  const uint64_t stream = XXH3_64bits(name.data(), name.size());
+  for_runs_in_whole(parameter, first, out, [&](int64_t whole, std::span<float> run) {
+    ops::fill_normal(run.data(), whole, static_cast<int64_t>(run.size()), parameter.init.value,
+                     initial.seed, stream);
+  });
 }
 
 class Hash128 {
@@ -112,14 +128,14 @@ void StateAccess::for_chunks(const std::vector<GrainRange>& chunks, Range part,
   }
 }
 
-void StateAccess::initialize(uint64_t seed) {
+void StateAccess::initialize(const InitialValues& initial) {
   for (const GrainRange chunk : chunks_) {
-    fill_initial(chunk, /*trainable=*/true, seed);
+    fill_initial(chunk, /*trainable=*/true, initial);
     store_weights(chunk);
     store_zero_moments(chunk);
   }
   for (const GrainRange chunk : frozen_chunks_) {
-    fill_initial(chunk, /*trainable=*/false, seed);
+    fill_initial(chunk, /*trainable=*/false, initial);
     ops::cast(stored_, plan_.state.param_dtype, values_, DType::fp32, chunk.numel());
     parts_.state.write(StateKind::frozen, chunk, stored_);
   }
@@ -133,11 +149,13 @@ void StateAccess::restore_parameters() {
   }
 }
 
-void StateAccess::fill_initial(GrainRange chunk, bool trainable, uint64_t seed) {
+void StateAccess::fill_initial(GrainRange chunk, bool trainable, const InitialValues& initial) {
   std::fill_n(values_, chunk.numel(), 0.0f);
   for_parameters(chunk, trainable,
                  [&](const FlatBuffer&, const Parameter& parameter, int64_t first, int64_t count,
-                     int64_t at) { fill(parameter, first, count, seed, values_ + at); });
+                     int64_t at) {
+                   fill(parameter, first, {values_ + at, static_cast<size_t>(count)}, initial);
+                 });
 }
 
 void StateAccess::store_weights(GrainRange chunk) {

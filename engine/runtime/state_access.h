@@ -17,6 +17,7 @@
 #include "engine/plan/planner.h"
 #include "offload/tier_manager.h"
 #include "offload/training_state.h"
+#include "strata/parameter_reader.h"
 
 namespace strata::engine {
 
@@ -29,9 +30,14 @@ class StateAccess {
   };
   StateAccess(const Plan& plan, const Parts& parts, offload::TierManager& tiers);
 
-  // Writes master weights and parameters from each parameter's initializer, and zero moments: this
-  // rank's shards. Values are a function of (seed, parameter name, element) alone.
-  void initialize(uint64_t seed);
+  // What parameters start with: what `given` reads or, where that is empty, what their initializers
+  // make of (seed, parameter name, element) alone.
+  struct InitialValues {
+    uint64_t seed = 0;
+    const ParameterReader& given;
+  };
+  // Writes initial master weights and parameters, and zero moments: this rank's shards.
+  void initialize(const InitialValues& initial);
   // Trainable parameters from the master weights, that a run recovered.
   void restore_parameters();
 
@@ -99,7 +105,7 @@ class StateAccess {
     }
   }
   // Initial values of a chunk of trainable or frozen parameters, into values_.
-  void fill_initial(GrainRange chunk, bool trainable, uint64_t seed);
+  void fill_initial(GrainRange chunk, bool trainable, const InitialValues& initial);
   // Writes values_ as master weights and, cast, as parameters of the chunk.
   void store_weights(GrainRange chunk);
   // Whether this rank saves its part of a flat buffer: where every rank has all of it, one does.

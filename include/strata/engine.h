@@ -21,6 +21,7 @@
 #include "strata/error.h"
 #include "strata/log.h"
 #include "strata/model.h"
+#include "strata/parameter_reader.h"
 #include "strata/plan.h"
 #include "strata/tensor.h"
 #include "strata/world.h"
@@ -125,6 +126,9 @@ class Engine {
     // A person's reasons to stop, not 0; read when a step's gradients have landed. Null: none ever.
     // Must outlive the engine.
     const std::atomic<int>* stop = nullptr;
+    // What parameters start with, frozen ones too, in place of their initializers. Called by the
+    // constructor alone, on each rank for its own part. Empty: initializers.
+    ParameterReader initial_values = {};
   };
 
   // Plans, allocates, and writes the initial state, or brings back that which Options::resume

@@ -4,10 +4,10 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <string_view>
 #include <system_error>
 
 #include "strata/error.h"
+#include "strata/log.h"
 
 namespace strata::io {
 namespace {
@@ -50,6 +50,13 @@ void write_fully(const BlockFile& file, uint64_t offset, std::span<const std::by
 
 void flush(const BlockFile& file) {
   if (::fsync(file.fd()) != 0) fail("flush", file, 0, errno);
+}
+
+void write_new_file(const std::string& path, std::string_view text) {
+  NullLogSink silent;
+  const BlockFile file = BlockFile::create(path, text.size(), {.direct = DirectMode::off}, silent);
+  write_fully(file, 0, std::as_bytes(std::span(text)));
+  flush(file);
 }
 
 }  // namespace strata::io

@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
+#include <string_view>
 
 #include "io/block_file.h"
 
@@ -18,5 +20,7 @@ void read_fully(const BlockFile& file, uint64_t offset, std::span<std::byte> out
 void write_fully(const BlockFile& file, uint64_t offset, std::span<const std::byte> bytes);
 // What was written is on the disk, the file's size too. Throws IoError.
 void flush(const BlockFile& file);
+// A new file with that text, on the disk on return; nothing may exist at `path`. Throws IoError.
+void write_new_file(const std::string& path, std::string_view text);
 
 }  // namespace strata::io

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "strata/engine.h"
+#include "strata/gpt2_files.h"
 #include "strata/text_corpus.h"
 #include "tools/command.h"
 #include "tools/text_sample.h"
@@ -25,6 +26,7 @@ struct TrainOptions {
   std::string model;
   std::string config;
   std::string data;
+  std::string init_from;
   int64_t steps = 0;
   double max_seconds = std::numeric_limits<double>::infinity();
   int64_t sequence = 0;
@@ -86,6 +88,9 @@ class Training {
     engine_options.run_directory = options_.output;
     engine_options.resume = options_.resume;
     engine_options.stop = &stop_reason;
+    if (!options_.init_from.empty()) {
+      engine_options.initial_values = models::read_gpt2(options_.init_from, gpt2_);
+    }
     baselines_ = ngram_baselines(corpus_);  // before ranks begin to wait for each other
     Engine engine(models::gpt2(gpt2_), config_, world_, engine_options);
     keeps_run_ = engine.plan().recovery != "none";
@@ -306,6 +311,9 @@ void add_train(CLI::App& app) {
   command->add_option("--steps", options->steps, "Optimizer steps")
       ->required()
       ->check(CLI::PositiveNumber);
+  command->add_option("--init-from", options->init_from,
+                      "Start with the weights in this directory, as Hugging Face's transformers "
+                      "saves them (save_pretrained)");
   command
       ->add_option("--max-seconds", options->max_seconds,
                    "Stop when this many seconds of training have passed")

@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 
+#include <cerrno>
 #include <csignal>
-#include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <string>
 
 #include "strata/error.h"
@@ -45,6 +47,13 @@ TEST_F(BlockingIo, AFileThatEndsBeforeIsAnErrorThere) {
     EXPECT_EQ(error.error_number, 0);
     EXPECT_EQ(error.what(), "cannot read " + path_ + " at byte 100: the file ends there");
   }
+}
+
+TEST_F(BlockingIo, ANewFileTakesNoOthersPlace) {
+  write_new_file(path_, "some text");
+  std::ifstream file(path_);
+  EXPECT_EQ(std::string(std::istreambuf_iterator<char>(file), {}), "some text");
+  EXPECT_THROW(write_new_file(path_, "other"), IoError);
 }
 
 // A limit on the size of files takes the place of a full disk: part of the bytes go, then none.

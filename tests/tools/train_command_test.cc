@@ -1,9 +1,14 @@
 // `strata train` as a person meets it: what it prints, writes and refuses, and its exit codes.
+#include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "strata/gpt2_files.h"
 #include "tests/tools/train_command.h"
 
 namespace strata::testing_support {
@@ -118,6 +123,26 @@ TEST_F(TrainCommandTest, TheSameSeedGivesTheSameDigest) {
   const Result first = train("--steps 2 --digest --seed 5");
   EXPECT_EQ(digest(first), digest(train("--steps 2 --digest --seed 5")));
   EXPECT_NE(digest(first), digest(train("--steps 2 --digest --seed 6")));
+}
+
+// Weights of zeros give every byte the same score.
+TEST_F(TrainCommandTest, StartsWithTheWeightsOfADirectory) {
+  models::Gpt2Config gpt2 = models::Gpt2Config::from_json(model_.dump(), "model.json");
+  const auto zeros = [](std::string_view, int64_t, std::span<float> out) {
+    std::fill(out.begin(), out.end(), 0.0f);
+  };
+  models::write_gpt2(path("zeros"), gpt2, zeros);
+  ASSERT_EQ(train("--steps 1 --init-from " + path("zeros") + " --metrics " + path("m")).exit_code,
+            0);
+  const std::string metrics = read(path("m"));
+  const auto first = nlohmann::json::parse(metrics.substr(0, metrics.find('\n')));
+  EXPECT_NEAR(first.at("loss"), std::log(256.0), 1e-6);
+
+  expect_refused(train("--steps 1 --init-from " + path("none")), 2, path("none"));
+  gpt2.n_layer = 1;
+  models::write_gpt2(path("shallow"), gpt2, zeros);
+  expect_refused(train("--steps 1 --init-from " + path("shallow")), 2,
+                 "'transformer.h.1.ln_1.weight' is missing");
 }
 
 TEST_F(TrainCommandTest, LeavesNothingOnTheDisk) {

@@ -17,12 +17,17 @@
 namespace strata {
 namespace {
 
-// Follows the parser through the objects of a text and refuses a key that its object already has.
-class DuplicateKeyCheck {
+// Follows the parser through a text and refuses a key that its object already has, and values that
+// nest deeper than recursion over them should go.
+class StructureCheck {
  public:
-  explicit DuplicateKeyCheck(const std::string& source) : source_(source) {}
+  explicit StructureCheck(const std::string& source) : source_(source) {}
 
-  bool operator()(int /*depth*/, Json::parse_event_t event, const Json& parsed) {
+  bool operator()(int depth, Json::parse_event_t event, const Json& parsed) {
+    if (depth > kMostLevels) {
+      throw ConfigError(fmt::format("{}: values nest in more than {} levels: write them flatter",
+                                    source_, kMostLevels));
+    }
     if (event == Json::parse_event_t::object_start) objects_.emplace_back();
     if (event == Json::parse_event_t::object_end) objects_.pop_back();
     if (event == Json::parse_event_t::key) enter(parsed.get_ref<const std::string&>());
@@ -30,6 +35,8 @@ class DuplicateKeyCheck {
   }
 
  private:
+  static constexpr int kMostLevels = 100;
+
   struct Object {
     std::set<std::string> keys;
     std::string current;
@@ -84,7 +91,7 @@ std::string reason_of(const std::string& what) {
 Json parse_json_object(std::string_view text, const std::string& source) {
   Json root;
   try {
-    root = Json::parse(text.begin(), text.end(), DuplicateKeyCheck(source),
+    root = Json::parse(text.begin(), text.end(), StructureCheck(source),
                        /*allow_exceptions=*/true, /*ignore_comments=*/true);
   } catch (const Json::parse_error& error) {
     throw_at(text, error.byte > 0 ? error.byte - 1 : 0, source, error.what());

@@ -11,7 +11,8 @@ namespace strata {
 // Keeps keys in the order of the text, so that errors come in that order too.
 using Json = nlohmann::ordered_json;
 
-// Parses an object. `source` names the text in errors. Throws ConfigError.
+// Parses an object, of no more than 100 levels. `source` names the text in errors. Throws
+// ConfigError.
 Json parse_json_object(std::string_view text, const std::string& source);
 
 // The contents of a file. Throws ConfigError naming the path and the reason.

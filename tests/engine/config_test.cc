@@ -42,6 +42,16 @@ INSTANTIATE_TEST_SUITE_P(
                 "}"}),
     case_name);
 
+TEST(ConfigText, NestsNoDeeperThanRecursionMayGo) {
+  const auto nested = [](size_t levels) {
+    return "{\"gradient_clipping\": " + std::string(levels, '[') + std::string(levels, ']') + "}";
+  };
+  const std::string refusal = "ds.json: values nest in more than 100 levels: write them flatter";
+  EXPECT_NE(error_of(nested(99)), refusal);
+  EXPECT_EQ(error_of(nested(101)), refusal);
+  EXPECT_EQ(error_of(nested(3'000'000)), refusal);
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Keys, ConfigRefuses,
     testing::Values(

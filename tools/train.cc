@@ -354,9 +354,9 @@ void add_train(CLI::App& app) {
   command->add_option("--seed", options->seed,
                       "Seed of initial values and data order, over the configuration's");
   command->footer(
-      "Under mpirun or srun each process is a rank, and rank 0 prints. After Ctrl-C mpirun kills "
-      "its\n"
-      "ranks in a second, unless --mca odls_base_sigkill_timeout gives them time for their step.\n"
+      "Under mpirun, torchrun or srun each process is a rank, and rank 0 prints. After Ctrl-C\n"
+      "mpirun kills its ranks in a second, unless --mca odls_base_sigkill_timeout gives them time\n"
+      "for their step.\n"
       "Ctrl-C finishes the step under way on all ranks and closes with the tables; a second one "
       "ends at once.\n"
       "Example: strata train --model gpt2.json --config ds_config.json --data texts/ --steps 500");

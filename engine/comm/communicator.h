@@ -8,9 +8,9 @@
 //
 // After a CommError over MPI the process cannot make another communicator.
 //
-// Two transports: ranks as threads of one process (`local`), and processes under MPI (`mpi`). On
-// GPUs the bytes go over NCCL, and a transport watches (device_communicator.h). All of them move
-// the same bytes and give the same bits.
+// Three transports: ranks as threads of one process (`local`), and processes under MPI (`mpi`) or
+// without it (`tcp`). On GPUs the bytes go over NCCL, and a transport watches
+// (device_communicator.h). All of them move the same bytes and give the same bits.
 #pragma once
 
 #include <cstddef>
@@ -78,7 +78,8 @@ struct CommunicatorOptions {
   double timeout_s = 600;
 };
 
-// Over `world.group` where that is set, over MPI otherwise; for a single rank, over nothing.
+// Over `world.group` where that is set, over TCP where `world.master` is, over MPI otherwise; for a
+// single rank, over nothing.
 // `queue` is a queue of the host device, or, as its native_handle() says, of a CUDA device; it,
 // `ops` of the same device and `traffic` must outlive the communicator.
 // Collective, in the same order on every rank where there are several: throws CommError when peers

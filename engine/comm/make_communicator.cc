@@ -7,6 +7,7 @@
 #include "engine/comm/host_communicator.h"
 #include "engine/comm/local_transport.h"
 #include "engine/comm/mpi_transport.h"
+#include "engine/comm/tcp_transport.h"
 #include "strata/error.h"
 
 namespace strata::engine {
@@ -21,6 +22,9 @@ std::unique_ptr<Transport> connect(const World& world, const CommunicatorOptions
     return make_local_transport(world.group, world.rank, options);
   }
   if (world.size == 1) return make_local_transport(std::make_shared<LocalGroup>(1), 0, options);
+  if (!world.master.address.empty()) {
+    return make_tcp_transport(world, {.timeout_s = options.timeout_s});
+  }
   return make_mpi_transport(world, {.timeout_s = options.timeout_s});
 }
 

@@ -8,8 +8,8 @@ std::string mpi_library() { return "no MPI"; }
 
 std::unique_ptr<Transport> make_mpi_transport(const World&, const MpiTransportOptions&) {
   throw ConfigError(
-      "this build has no MPI to connect several processes: install Open MPI and "
-      "configure again, or start one process");
+      "this build has no MPI to connect several processes: set MASTER_ADDR and MASTER_PORT so that "
+      "they connect over TCP, or start one process");
 }
 
 }  // namespace strata::engine

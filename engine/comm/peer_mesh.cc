@@ -100,7 +100,7 @@ int identify(const Socket& caller, uint64_t key, const std::vector<int>& expecte
 
 std::vector<Socket> connect_peers(const MeshOptions& options, const Announce& announce) {
   const uint32_t ip = options.one_machine ? htonl(INADDR_LOOPBACK) : ip_of_interface();
-  const Socket listener = Socket::listen(ip, options.size);
+  const Socket listener = Socket::listen({ip, 0}, options.size);
   const Door mine = {random_key(), listener.address()};
   std::vector<Door> doors(options.size);
   announce(bytes_of(mine), std::as_writable_bytes(std::span(doors)));

@@ -1,4 +1,5 @@
-// Connects every two processes of a run with a socket for the watch (peer_watch.h).
+// Connects every two processes of a run with a socket: for the watch (peer_watch.h), and for the
+// bytes themselves where they go over TCP.
 #pragma once
 
 #include <cstddef>

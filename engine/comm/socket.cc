@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <fmt/format.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -28,15 +29,19 @@ sockaddr_in to_sockaddr(const SocketAddress& address) {
   return result;
 }
 
-std::string text(const SocketAddress& address) {
-  char ip[INET_ADDRSTRLEN] = {};
-  inet_ntop(AF_INET, &address.ip, ip, sizeof(ip));
-  return fmt::format("{}:{}", ip, ntohs(address.port));
+SocketAddress from_sockaddr(const sockaddr_in& name) {
+  return {name.sin_addr.s_addr, name.sin_port};
+}
+
+// A small message must not wait for an answer to the one before it.
+void send_without_delay(int fd) {
+  const int on = 1;
+  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
 }
 
 [[noreturn]] void fail(const char* verb, const SocketAddress& address, int error_number) {
-  throw CommError(fmt::format("the watch over the ranks cannot {} {}: {}", verb, text(address),
-                              std::strerror(error_number)));
+  throw CommError(
+      fmt::format("this rank cannot {} {}: {}", verb, text(address), std::strerror(error_number)));
 }
 
 // Whether `fd` is ready for `events`, or in error, before the deadline.
@@ -56,6 +61,12 @@ bool try_again(int error_number) {
 
 }  // namespace
 
+std::string text(const SocketAddress& address) {
+  char ip[INET_ADDRSTRLEN] = {};
+  inet_ntop(AF_INET, &address.ip, ip, sizeof(ip));
+  return fmt::format("{}:{}", ip, ntohs(address.port));
+}
+
 Socket& Socket::operator=(Socket&& other) noexcept {
   if (this != &other) {
     close();
@@ -64,14 +75,14 @@ Socket& Socket::operator=(Socket&& other) noexcept {
   return *this;
 }
 
-Socket Socket::listen(uint32_t ip, int backlog) {
-  const SocketAddress any_port = {ip, 0};
+Socket Socket::listen(const SocketAddress& address, int backlog) {
   Socket socket(::socket(AF_INET, kSocketFlags, 0));
-  const sockaddr_in name = to_sockaddr(any_port);
-  if (!socket.is_open() ||
+  const sockaddr_in name = to_sockaddr(address);
+  const int on = 1;  // connections of an earlier listener may linger
+  if (!socket.is_open() || setsockopt(socket.fd_, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) != 0 ||
       bind(socket.fd_, reinterpret_cast<const sockaddr*>(&name), sizeof(name)) != 0 ||
       ::listen(socket.fd_, backlog) != 0) {
-    fail("listen at", any_port, errno);
+    fail("listen at", address, errno);
   }
   return socket;
 }
@@ -80,6 +91,7 @@ Socket Socket::connect(const SocketAddress& address, int64_t deadline_ns) {
   Socket socket(::socket(AF_INET, kSocketFlags, 0));
   const sockaddr_in name = to_sockaddr(address);
   if (!socket.is_open()) fail("connect to", address, errno);
+  send_without_delay(socket.fd_);
   if (::connect(socket.fd_, reinterpret_cast<const sockaddr*>(&name), sizeof(name)) == 0) {
     return socket;
   }
@@ -96,7 +108,10 @@ Socket Socket::connect(const SocketAddress& address, int64_t deadline_ns) {
 Socket Socket::accept(int64_t deadline_ns) const {
   while (wait_for(fd_, POLLIN, deadline_ns)) {
     Socket socket(accept4(fd_, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
-    if (socket.is_open()) return socket;
+    if (socket.is_open()) {
+      send_without_delay(socket.fd_);
+      return socket;
+    }
     // One that was given up before it was taken.
     if (!try_again(errno) && errno != ECONNABORTED) fail("accept at", address(), errno);
   }
@@ -107,34 +122,48 @@ SocketAddress Socket::address() const {
   sockaddr_in name = {};
   socklen_t length = sizeof(name);
   getsockname(fd_, reinterpret_cast<sockaddr*>(&name), &length);
-  return {name.sin_addr.s_addr, name.sin_port};
+  return from_sockaddr(name);
+}
+
+SocketAddress Socket::peer_address() const {
+  sockaddr_in name = {};
+  socklen_t length = sizeof(name);
+  getpeername(fd_, reinterpret_cast<sockaddr*>(&name), &length);
+  return from_sockaddr(name);
 }
 
 void Socket::close() noexcept {
   if (is_open()) ::close(std::exchange(fd_, -1));
 }
 
+std::optional<size_t> Socket::send_some(std::span<const std::byte> bytes,
+                                        bool more) const noexcept {
+  const int flags = MSG_NOSIGNAL | MSG_DONTWAIT | (more ? MSG_MORE : 0);
+  const ssize_t sent = ::send(fd_, bytes.data(), bytes.size(), flags);
+  if (sent >= 0) return sent;
+  return try_again(errno) ? std::optional<size_t>(0) : std::nullopt;
+}
+
+std::optional<size_t> Socket::receive_some(std::span<std::byte> bytes) const noexcept {
+  const ssize_t received = recv(fd_, bytes.data(), bytes.size(), MSG_DONTWAIT);
+  if (received > 0) return received;
+  return received < 0 && try_again(errno) ? std::optional<size_t>(0) : std::nullopt;
+}
+
 bool Socket::send(std::span<const std::byte> bytes, int64_t deadline_ns) const noexcept {
   while (!bytes.empty()) {
-    const ssize_t sent = ::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
-    if (sent >= 0) {
-      bytes = bytes.subspan(sent);
-    } else if (!try_again(errno) || !wait_for(fd_, POLLOUT, deadline_ns)) {
-      return false;
-    }
+    const std::optional<size_t> sent = send_some(bytes);
+    if (!sent || (*sent == 0 && !wait_for(fd_, POLLOUT, deadline_ns))) return false;
+    bytes = bytes.subspan(*sent);
   }
   return true;
 }
 
 bool Socket::receive(std::span<std::byte> bytes, int64_t deadline_ns) const noexcept {
   while (!bytes.empty()) {
-    const ssize_t received = recv(fd_, bytes.data(), bytes.size(), MSG_DONTWAIT);
-    if (received == 0) return false;
-    if (received > 0) {
-      bytes = bytes.subspan(received);
-    } else if (!try_again(errno) || !wait_for(fd_, POLLIN, deadline_ns)) {
-      return false;
-    }
+    const std::optional<size_t> received = receive_some(bytes);
+    if (!received || (*received == 0 && !wait_for(fd_, POLLIN, deadline_ns))) return false;
+    bytes = bytes.subspan(*received);
   }
   return true;
 }

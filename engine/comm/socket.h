@@ -1,4 +1,5 @@
-// TCP between the processes of a run, for the few small messages that MPI cannot be asked to carry.
+// TCP between the processes of a run: for what MPI cannot be asked to carry, and where there is
+// none.
 //
 // Sockets are closed on exec, do not block and raise no SIGPIPE. Deadlines are of
 // strata::now_ns().
@@ -6,7 +7,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
+#include <string>
 #include <utility>
 
 namespace strata::engine {
@@ -15,7 +18,11 @@ namespace strata::engine {
 struct SocketAddress {
   uint32_t ip = 0;
   uint16_t port = 0;
+  bool operator==(const SocketAddress&) const = default;
 };
+
+// "127.0.0.1:29500"
+std::string text(const SocketAddress& address);
 
 // Owns a file descriptor of a socket, or nothing.
 class Socket {
@@ -26,14 +33,16 @@ class Socket {
   Socket& operator=(Socket&& other) noexcept;
   ~Socket() { close(); }
 
-  // Listens at a port that the system chooses. Throws CommError.
-  static Socket listen(uint32_t ip, int backlog);
+  // Listens at an address of this machine; at a port that the system chooses where it is 0. Throws
+  // CommError.
+  static Socket listen(const SocketAddress& address, int backlog);
   // Throws CommError when nobody listens there, or does not answer before the deadline.
   static Socket connect(const SocketAddress& address, int64_t deadline_ns);
   // The next connection to this listening socket; an empty socket when none comes in time. Throws
   // CommError.
   Socket accept(int64_t deadline_ns) const;
   SocketAddress address() const;
+  SocketAddress peer_address() const;
 
   bool is_open() const { return fd_ >= 0; }
   int fd() const { return fd_; }  // -1 when closed
@@ -42,6 +51,12 @@ class Socket {
   // Whether all of it went, or came, before the deadline.
   bool send(std::span<const std::byte> bytes, int64_t deadline_ns) const noexcept;
   bool receive(std::span<std::byte> bytes, int64_t deadline_ns) const noexcept;
+
+  // How many bytes went, or came, at once: possibly none. Nothing when the connection has ended.
+  // `more` holds a little back until what follows it is sent.
+  std::optional<size_t> send_some(std::span<const std::byte> bytes,
+                                  bool more = false) const noexcept;
+  std::optional<size_t> receive_some(std::span<std::byte> bytes) const noexcept;
 
  private:
   int fd_ = -1;

@@ -1,7 +1,8 @@
 // The seam between the verbs and the ways in which ranks are connected: one collective step in
 // which every rank gives bytes to each of the others and takes as many from each.
 //
-// Implementations: LocalTransport (threads of one process), MpiTransport (processes).
+// Implementations: LocalTransport (threads of one process), MpiTransport and TcpTransport
+// (processes).
 // HostCommunicator makes the verbs of it; DeviceCommunicator watches over them with it.
 #pragma once
 

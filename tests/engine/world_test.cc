@@ -22,6 +22,9 @@ constexpr const char* kVariables[] = {"OMPI_COMM_WORLD_RANK",
                                       "WORLD_SIZE",
                                       "LOCAL_RANK",
                                       "LOCAL_WORLD_SIZE",
+                                      "MASTER_ADDR",
+                                      "MASTER_PORT",
+                                      "TORCHELASTIC_USE_AGENT_STORE",
                                       "SLURM_STEP_ID",
                                       "SLURM_PROCID",
                                       "SLURM_NTASKS",
@@ -85,6 +88,59 @@ TEST_F(WorldTest, ComesFromASlurmStep) {
   EXPECT_EQ(world.local_rank, 2);
   EXPECT_EQ(world.local_size, 5);
   EXPECT_FALSE(world.bound);
+}
+
+TEST_F(WorldTest, RanksMeetAtTheMasterThatTheLauncherNames) {
+  std::map<std::string, std::string> environment = {{"RANK", "1"},
+                                                    {"WORLD_SIZE", "2"},
+                                                    {"LOCAL_RANK", "1"},
+                                                    {"MASTER_ADDR", "node1"},
+                                                    {"MASTER_PORT", "29500"}};
+  World world = with(environment);
+  EXPECT_EQ(world.master.address, "node1");
+  EXPECT_EQ(world.master.port, 29500);
+  environment["TORCHELASTIC_USE_AGENT_STORE"] = "True";  // torchrun listens at the port itself
+  EXPECT_EQ(with(environment).master.port, 29501);
+  environment["TORCHELASTIC_USE_AGENT_STORE"] = "False";
+  EXPECT_EQ(with(environment).master.port, 29500);
+}
+
+TEST_F(WorldTest, ASlurmStepMayNameAMaster) {
+  const World world = with({{"SLURM_STEP_ID", "0"},
+                            {"SLURM_PROCID", "0"},
+                            {"SLURM_NTASKS", "2"},
+                            {"SLURM_LOCALID", "0"},
+                            {"MASTER_ADDR", "10.0.0.1"},
+                            {"MASTER_PORT", "1"}});
+  EXPECT_EQ(world.master.address, "10.0.0.1");
+  EXPECT_EQ(world.master.port, 1);
+}
+
+TEST_F(WorldTest, MpirunAndARankAloneHaveNoMaster) {
+  const std::map<std::string, std::string> master = {{"MASTER_ADDR", "node1"}};
+  std::map<std::string, std::string> alone = master;
+  alone.insert({{"RANK", "0"}, {"WORLD_SIZE", "1"}, {"LOCAL_RANK", "0"}});
+  EXPECT_EQ(with(alone).master.address, "");
+  std::map<std::string, std::string> mpirun = master;
+  mpirun.insert({{"OMPI_COMM_WORLD_RANK", "0"},
+                 {"OMPI_COMM_WORLD_SIZE", "2"},
+                 {"OMPI_COMM_WORLD_LOCAL_RANK", "0"}});
+  EXPECT_EQ(with(mpirun).master.address, "");
+}
+
+TEST_F(WorldTest, AMasterWithoutAGoodPortIsRefused) {
+  std::map<std::string, std::string> environment = {
+      {"RANK", "1"}, {"WORLD_SIZE", "2"}, {"LOCAL_RANK", "1"}, {"MASTER_ADDR", "node1"}};
+  EXPECT_THAT([&] { with(environment); },
+              testing::ThrowsMessage<ConfigError>(
+                  "environment: MASTER_ADDR is set but MASTER_PORT is not: set both, or neither"));
+  for (const char* port : {"0", "65536", "http", ""}) {
+    environment["MASTER_PORT"] = port;
+    EXPECT_THAT([&] { with(environment); },
+                testing::ThrowsMessage<ConfigError>(testing::StrEq(
+                    "environment: MASTER_PORT is \"" + std::string(port) +
+                    "\": set it to an integer from 1 to 65535, or unset MASTER_ADDR")));
+  }
 }
 
 TEST_F(WorldTest, LocalRanksMeetInOneProcess) {

@@ -23,20 +23,23 @@ using testing_support::Rank;
 
 constexpr TrafficTag kTag = {StateKind::param, 0, "gather"};
 
-// Over the transport alone, and with one that watches over a device's network.
-class LocalFailureTest : public testing::TestWithParam<std::tuple<FailureScenario, bool>> {};
+// Over each transport alone, and with one that watches over a device's network.
+class LocalFailureTest : public testing::TestWithParam<std::tuple<FailureScenario, bool, bool>> {};
 INSTANTIATE_TEST_SUITE_P(Scenarios, LocalFailureTest,
-                         testing::Combine(testing::ValuesIn(failure_scenarios()), testing::Bool()),
+                         testing::Combine(testing::ValuesIn(failure_scenarios()), testing::Bool(),
+                                          testing::Bool()),
                          [](const auto& test) {
                            return std::string(std::get<0>(test.param).name) +
-                                  (std::get<1>(test.param) ? "Fabric" : "");
+                                  (std::get<1>(test.param) ? "Fabric" : "") +
+                                  (std::get<2>(test.param) ? "Tcp" : "");
                          });
 
 TEST_P(LocalFailureTest, EveryRankIsToldWhoAndWhy) {
-  const auto& [scenario, fabric] = GetParam();
+  const auto& [scenario, fabric, tcp] = GetParam();
   std::array<std::string, kScenarioRanks> told;
-  on_every_rank({.size = kScenarioRanks, .fabric = fabric, .timeout_s = scenario.timeout_s},
-                [&](Rank& rank) { told[rank.rank()] = told_in(scenario, rank); });
+  on_every_rank(
+      {.size = kScenarioRanks, .fabric = fabric, .tcp = tcp, .timeout_s = scenario.timeout_s},
+      [&](Rank& rank) { told[rank.rank()] = told_in(scenario, rank); });
   for (int rank = 0; rank < kScenarioRanks; ++rank) {
     const bool spared = rank == 1 && !scenario.rank_1_is_told;
     EXPECT_THAT(told[rank], testing::MatchesRegex(spared ? "" : scenario.told)) << "rank " << rank;

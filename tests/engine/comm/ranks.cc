@@ -1,5 +1,7 @@
 #include "tests/engine/comm/ranks.h"
 
+#include <arpa/inet.h>
+
 #include <atomic>
 #include <cstdlib>
 #include <exception>
@@ -10,6 +12,8 @@
 #include "engine/comm/host_communicator.h"
 #include "engine/comm/local_transport.h"
 #include "engine/comm/mpi_transport.h"
+#include "engine/comm/socket.h"
+#include "engine/comm/tcp_transport.h"
 #include "kernels/device/host_device.h"
 #include "strata/error.h"
 
@@ -60,6 +64,9 @@ std::unique_ptr<engine::Transport> connect(const World& world, double timeout_s)
   if (world.group != nullptr) {
     return engine::make_local_transport(world.group, world.rank, {.timeout_s = timeout_s});
   }
+  if (!world.master.address.empty()) {
+    return engine::make_tcp_transport(world, {.timeout_s = timeout_s});
+  }
   return engine::make_mpi_transport(world, {.timeout_s = timeout_s});
 }
 
@@ -83,7 +90,14 @@ bool under_mpi() { return std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr; }
 
 std::vector<RankOptions> every_world() {
   if (!under_mpi()) {
-    return {{.size = 1}, {.size = 2}, {.size = 3}, {.size = 4}, {.size = 3, .fabric = true}};
+    return {{.size = 1},
+            {.size = 2},
+            {.size = 3},
+            {.size = 4},
+            {.size = 3, .fabric = true},
+            {.size = 2, .tcp = true},
+            {.size = 4, .tcp = true},
+            {.size = 3, .fabric = true, .tcp = true}};
   }
   const int size = World::from_environment().size;
   return {{.size = size}, {.size = size, .chunk_bytes = 1000}, {.size = size, .fabric = true}};
@@ -92,8 +106,19 @@ std::vector<RankOptions> every_world() {
 std::string world_name(const testing::TestParamInfo<RankOptions>& world) {
   const std::string size = std::to_string(world.param.size);
   const std::string way = world.param.fabric ? "Fabric" : "";
-  if (!under_mpi()) return "local" + size + way;
+  if (!under_mpi()) return (world.param.tcp ? "tcp" : "local") + size + way;
   return "mpi" + size + way + (world.param.chunk_bytes == 0 ? "" : "SmallMessages");
+}
+
+std::vector<World> tcp_worlds(int size) {
+  const auto any_port = engine::Socket::listen({htonl(INADDR_LOOPBACK), 0}, 1);
+  std::vector<World> worlds(size);
+  for (int rank = 0; rank < size; ++rank) {
+    worlds[rank].rank = worlds[rank].local_rank = rank;
+    worlds[rank].size = worlds[rank].local_size = size;
+    worlds[rank].master = {"127.0.0.1", ntohs(any_port.address().port)};
+  }
+  return worlds;
 }
 
 std::unique_ptr<Queue> Rank::make_queue(const char* name) {
@@ -122,7 +147,7 @@ std::unique_ptr<engine::Communicator> Rank::make_communicator(Queue& on) {
 void on_every_rank(const RankOptions& options, const std::function<void(Rank&)>& body) {
   if (under_mpi()) return run(World::from_environment(), options, body);
   std::vector<std::jthread> threads;
-  for (const World& world : World::local(options.size)) {
+  for (const World& world : options.tcp ? tcp_worlds(options.size) : World::local(options.size)) {
     threads.emplace_back([&options, &body, world] { run(world, options, body); });
   }
 }

@@ -24,13 +24,17 @@ struct RankOptions {
   uint64_t chunk_bytes = 0;  // of MPI's messages; 0 leaves it to Strata
   uint64_t delay_seed = 0;   // of the queues; 0: no delays
   bool fabric = false;       // bytes go over a stand-in for a device's network
+  bool tcp = false;          // threads meet as processes without MPI do
   double timeout_s = 120;    // long enough for a loaded machine: a test that gets there has failed
 };
 
-// What there is to test here: worlds of 1 to 4 threads, or the world of processes with large and
-// with small messages.
+// What there is to test here: worlds of 1 to 4 threads, some of which meet over TCP, or the world
+// of processes with large and with small messages.
 std::vector<RankOptions> every_world();
 std::string world_name(const testing::TestParamInfo<RankOptions>& world);
+
+// As many ranks that meet over TCP at a free port of this machine.
+std::vector<World> tcp_worlds(int size);
 
 // Everything a rank has. Constructing it is collective, and so is make_communicator().
 struct Rank {

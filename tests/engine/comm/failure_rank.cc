@@ -1,7 +1,7 @@
 // One process of a run that ends badly: plays its part and writes what it was told to
-// DIRECTORY/rank-R. Started by mpi_failure_test under mpirun.
+// DIRECTORY/rank-R. Started by process_failure_test.
 //
-//   mpi_failure_rank SCENARIO DIRECTORY
+//   failure_rank SCENARIO DIRECTORY
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -41,7 +41,7 @@ std::string file_of(int rank, const std::string& directory) {
   return directory + "/rank-" + std::to_string(rank);
 }
 
-// mpirun ends those who are still at it when the first one exits.
+// A launcher ends those who are still at it when the first one exits.
 void wait_for_all(int ranks, const std::string& directory) {
   const int64_t deadline_ns = now_ns() + 20'000'000'000;
   for (int rank = 0; rank < ranks; ++rank) {

@@ -1,4 +1,4 @@
-// Processes under MPI train to the bits of threads. CTest starts it under mpirun.
+// Processes train to the bits of threads. CTest starts it as ranks over TCP and under mpirun.
 #include <gtest/gtest.h>
 
 #include <string>
@@ -16,9 +16,9 @@ using testing_support::RunOutcome;
 using testing_support::TemporaryDirectory;
 using testing_support::tiny_config;
 
-class MpiRanksTest : public testing::TestWithParam<std::tuple<DType, int>> {};
+class ProcessRanksTest : public testing::TestWithParam<std::tuple<DType, int>> {};
 
-INSTANTIATE_TEST_SUITE_P(DTypesAndStages, MpiRanksTest,
+INSTANTIATE_TEST_SUITE_P(DTypesAndStages, ProcessRanksTest,
                          testing::Combine(testing::Values(DType::bf16, DType::fp16),
                                           testing::Values(0, 1, 2, 3)),
                          [](const auto& param_info) {
@@ -27,7 +27,7 @@ INSTANTIATE_TEST_SUITE_P(DTypesAndStages, MpiRanksTest,
                          });
 
 // In fp16 the first steps overflow, and all ranks skip them.
-TEST_P(MpiRanksTest, TrainToTheBitsOfThreads) {
+TEST_P(ProcessRanksTest, TrainToTheBitsOfThreads) {
   constexpr int kSteps = 8;
   const World world = World::from_environment();
   const TemporaryDirectory directory;

@@ -22,6 +22,7 @@
 
 #include "kernels/device/device.h"
 #include "kernels/ops/state_ops.h"
+#include "strata/config.h"
 #include "strata/dtype.h"
 #include "strata/traffic.h"
 #include "strata/world.h"
@@ -35,7 +36,8 @@ struct ReduceScatterSpans {
   float* out = nullptr;        // shard_numel elements
   int64_t shard_numel = 0;     // a multiple of the grain
   // Room for what peers send, aligned to an element: (world - 1) pieces of at least one grain each.
-  // What does not fit at once goes in turns. All ranks give the same room.
+  // What does not fit at once goes in turns. All ranks give the same room. A fast reduction takes a
+  // whole shard's, in `dtype`; none in fp32.
   std::span<std::byte> scratch;
 };
 
@@ -58,8 +60,9 @@ class Communicator {
   // filled when the queue gets here; behind this all of them are. Sends (size() - 1) * shard_bytes.
   virtual void all_gather(std::byte* flat, uint64_t shard_bytes, const TrafficTag& tag) = 0;
 
-  // out[i] = sum over ranks of their flat[rank() * shard_numel + i], in fp32, rank 0 first. Sends
-  // (size() - 1) * shard_numel elements of `dtype`.
+  // out[i] = sum over ranks of their flat[rank() * shard_numel + i], in fp32, rank 0 first; where
+  // the reduction is fast, in `dtype` as the fabric adds (fabric.h). Sends (size() - 1) *
+  // shard_numel elements of `dtype`.
   virtual void reduce_scatter(const ReduceScatterSpans& spans, const TrafficTag& tag) = 0;
 
   // Small values in any host memory, at once: `all` becomes every rank's `mine`, in rank order.
@@ -76,6 +79,7 @@ class Communicator {
 struct CommunicatorOptions {
   // How long a verb waits for a peer that is alive before the run ends with a CommError naming it.
   double timeout_s = 600;
+  ReductionChoice reduction = ReductionChoice::exact;  // fast: on a device's queue alone
 };
 
 // Over `world.group` where that is set, over TCP where `world.master` is, over MPI otherwise; for a

@@ -34,11 +34,15 @@ class DeviceCommunicator final : public TradingCommunicator {
   int size() const override { return transport_->size(); }
   std::string description() const override;
 
+  void reduce_scatter(const ReduceScatterSpans& spans, const TrafficTag& tag) override;
   void exchange(std::span<const std::byte> mine, std::span<std::byte> all) override;
   void abort(std::string_view reason) noexcept override;
 
  private:
   void enqueue(const Trade& trade, const TrafficTag& tag) override;
+  // `ask` gives the fabric its work on the queue.
+  template <typename Ask>
+  void enqueue_watched(const Call& call, const TrafficTag& tag, const Ask& ask);
   // The watching thread's. What they throw ends the run here.
   template <typename Work>
   void watched(const Work& work);
@@ -49,7 +53,7 @@ class DeviceCommunicator final : public TradingCommunicator {
 
   const std::unique_ptr<Transport> transport_;  // the watching thread's, but for abort()
   const std::unique_ptr<Fabric> fabric_;
-  const double timeout_s_;
+  const CommunicatorOptions options_;
   TrafficSink& traffic_;
   int64_t begin_ns_ = 0;  // of the trade that the queue is at; the queue's
 

@@ -21,8 +21,9 @@ void HostCommunicator::enqueue(const Trade& trade, const TrafficTag& tag) {
   queue().run([this, trade, tag] {
     const int64_t begin_ns = now_ns();
     transport_->trade(trade);
-    if (sent_bytes(trade) == 0) return;
-    traffic_.record({Activity::comm, tag, queue().name(), sent_bytes(trade), begin_ns, now_ns()});
+    if (sent_bytes(trade.call) == 0) return;
+    traffic_.record(
+        {Activity::comm, tag, queue().name(), sent_bytes(trade.call), begin_ns, now_ns()});
   });
 }
 

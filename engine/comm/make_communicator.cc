@@ -34,8 +34,10 @@ std::unique_ptr<Communicator> make_communicator(const World& world, Queue& queue
                                                 ops::StateOps& ops,
                                                 const CommunicatorOptions& options,
                                                 TrafficSink& traffic) {
-  auto transport = connect(world, options);
   const bool on_device = queue.native_handle() != nullptr;
+  require(on_device || options.reduction == ReductionChoice::exact,
+          "make_communicator: host memory has no network that adds");
+  auto transport = connect(world, options);
   // A rank alone trades nothing.
   if (!on_device || world.size == 1) {
     return std::make_unique<HostCommunicator>(std::move(transport), queue, ops, traffic);

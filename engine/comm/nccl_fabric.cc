@@ -35,6 +35,7 @@ struct NcclLibrary {
     find(comm_get_async_error, "ncclCommGetAsyncError");
     find(comm_abort, "ncclCommAbort");
     find(all_gather, "ncclAllGather");
+    find(reduce_scatter, "ncclReduceScatter");
     find(send, "ncclSend");
     find(recv, "ncclRecv");
     find(group_start, "ncclGroupStart");
@@ -58,6 +59,7 @@ struct NcclLibrary {
   decltype(ncclCommGetAsyncError)* comm_get_async_error = nullptr;
   decltype(ncclCommAbort)* comm_abort = nullptr;
   decltype(ncclAllGather)* all_gather = nullptr;
+  decltype(ncclReduceScatter)* reduce_scatter = nullptr;
   decltype(ncclSend)* send = nullptr;
   decltype(ncclRecv)* recv = nullptr;
   decltype(ncclGroupStart)* group_start = nullptr;
@@ -65,6 +67,20 @@ struct NcclLibrary {
   decltype(ncclGetErrorString)* get_error_string = nullptr;
   decltype(ncclGetLastError)* get_last_error = nullptr;
 };
+
+ncclDataType_t nccl_type(DType dtype) {
+  switch (dtype) {
+    case DType::fp32:
+      return ncclFloat32;
+    case DType::bf16:
+      return ncclBfloat16;
+    case DType::fp16:
+      return ncclFloat16;
+    case DType::int32:
+      break;
+  }
+  return ncclInt32;
+}
 
 class NcclFabric final : public Fabric {
  public:
@@ -105,13 +121,16 @@ class NcclFabric final : public Fabric {
       note(nccl_.group_end());
       start(first_bad, trade.call.label);
     }
-    // Enqueued when NCCL says so, and not before; the first time it connects peers, which abort()
-    // may end.
-    while (comm_ != nullptr && !settled(trade.call.label)) {
-      lock.unlock();
-      std::this_thread::yield();
-      lock.lock();
-    }
+    settle(lock, trade.call.label);
+  }
+
+  void reduce_scatter(Queue& queue, const NetworkSum& sum) override {
+    std::unique_lock lock(mutex_);
+    if (comm_ == nullptr) return;
+    start(nccl_.reduce_scatter(sum.flat, sum.out, sum.shard_numel, nccl_type(sum.dtype), ncclSum,
+                               comm_, static_cast<cudaStream_t>(queue.native_handle())),
+          sum.call.label);
+    settle(lock, sum.call.label);
   }
 
   std::string failure() override {
@@ -166,6 +185,15 @@ class NcclFabric final : public Fabric {
   // What a call that does not block returns.
   void start(ncclResult_t result, const char* doing) const {
     if (result != ncclInProgress) check(result, doing);
+  }
+  // Work is enqueued when NCCL says so, and not before; the first time it connects peers, which
+  // abort() may end.
+  void settle(std::unique_lock<std::mutex>& lock, const char* doing) {
+    while (comm_ != nullptr && !settled(doing)) {
+      lock.unlock();
+      std::this_thread::yield();
+      lock.lock();
+    }
   }
   bool settled(const char* doing) const {
     ncclResult_t state = ncclSuccess;

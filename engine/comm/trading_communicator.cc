@@ -16,10 +16,14 @@ void TradingCommunicator::all_gather(std::byte* flat, uint64_t shard_bytes, cons
           tag);
 }
 
-void TradingCommunicator::reduce_scatter(const ReduceScatterSpans& spans, const TrafficTag& tag) {
+void TradingCommunicator::check(const ReduceScatterSpans& spans) {
   require(spans.dtype != DType::int32, "reduce_scatter: gradients are fp32, bf16 or fp16");
   require(spans.shard_numel >= 0 && spans.shard_numel % kGrainNumel == 0,
           "reduce_scatter: a shard has whole grains");
+}
+
+void TradingCommunicator::reduce_scatter(const ReduceScatterSpans& spans, const TrafficTag& tag) {
+  check(spans);
   const int64_t step = piece_numel(spans);
   for (int64_t begin = 0; begin < spans.shard_numel; begin += step) {
     const Piece piece = {begin, std::min(step, spans.shard_numel - begin)};

@@ -22,9 +22,11 @@ class TradingCommunicator : public Communicator {
   virtual void enqueue(const Trade& trade, const TrafficTag& tag) = 0;
 
   Queue& queue() const { return queue_; }
-  uint64_t sent_bytes(const Trade& trade) const {
-    return static_cast<uint64_t>(size() - 1) * trade.call.bytes;
+  ops::StateOps& ops() const { return ops_; }
+  uint64_t sent_bytes(const Call& call) const {
+    return static_cast<uint64_t>(size() - 1) * call.bytes;
   }
+  static void check(const ReduceScatterSpans& spans);
   // The trade behind exchange(), when its arguments fit each other; this rank's own values are in
   // place.
   Trade exchange_of(std::span<const std::byte> mine, std::span<std::byte> all) const;

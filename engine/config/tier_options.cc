@@ -331,8 +331,8 @@ Group strata_group(ConfigDraft& draft) {
       "Strata's own",
       {section("strata",
                "What DeepSpeed has no key for. Except for `seed`, `moment_codec`, `accumulate`, "
-               "`tiles` "
-               "and `parameter_groups`, none of it changes the training state."),
+               "`reduction`, `tiles` and `parameter_groups`, none of it changes the training "
+               "state."),
        honoured("strata.device",
                 choice(out.device, {{"auto", DeviceChoice::automatic},
                                     {"host", DeviceChoice::host},
@@ -385,6 +385,18 @@ Group strata_group(ConfigDraft& draft) {
                 "the ranks, then over micro-batches, and holds shards; local adds up each rank's "
                 "own first, in fp32 on the device, and reduces once a step. Each has bits of its "
                 "own."),
+       honoured("strata.reduction",
+                choice(out.reduction,
+                       {{"exact", ReductionChoice::exact}, {"fast", ReductionChoice::fast}}),
+                "Who adds up gradients over ranks. exact: every rank gives its own and each adds "
+                "up its shard in fp32, rank 0 first, so that a sum's bits depend on nothing but "
+                "its addends. fast, for ranks on GPUs alone: NCCL's reduce-scatter, in the dtype "
+                "of the gradients (fp32 where `accumulate` is local), rounded after each addition, "
+                "in an order that NCCL chooses, then widened to fp32; a unit at a time, whatever "
+                "the bucket's size. Placement and overlap still change no bit within a world; "
+                "another number of ranks, network or version of NCCL may, and between ZeRO's "
+                "stages nothing is promised. In fp16 a sum may overflow where the addends did "
+                "not, and the step is skipped."),
        honoured("strata.order",
                 choice(out.order, {{"auto", OrderChoice::automatic},
                                    {"plain", OrderChoice::plain},

@@ -150,13 +150,19 @@ class Reserver {
     return widest * widest;
   }
 
-  // What peers send of a unit's gradient at a time: a piece of a shard from each.
+  // What peers send of a unit's gradient at a time: a piece of a shard from each. Where the network
+  // adds, its sum of a shard, which is yet to be widened.
   uint64_t reduce_scratch_bytes() const {
+    const uint64_t element_bytes = size_bytes(plan_.reduced_dtype());
+    if (input_.config.reduction == ReductionChoice::fast) {
+      const bool widens = input_.world.size > 1 && plan_.reduced_dtype() != DType::fp32;
+      return widens ? static_cast<uint64_t>(largest_part_numel()) * element_bytes : 0;
+    }
     const int64_t piece = reduce_bucket_numel() / input_.world.size;
     const int64_t whole_grains = std::max<int64_t>(piece / kGrainNumel, 1) * kGrainNumel;
     return static_cast<uint64_t>((input_.world.size - 1) *
                                  std::min(whole_grains, largest_part_numel())) *
-           size_bytes(plan_.reduced_dtype());
+           element_bytes;
   }
 
   // The largest part of a unit's gradient that lands on the host.

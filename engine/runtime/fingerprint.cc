@@ -52,7 +52,8 @@ uint64_t fingerprint(const Model& model, const Config& config, const Plan& plan,
   const LossScaleConfig& scale = config.loss_scale;
   add(plan.micro_batch.batch, plan.micro_batch.sequence, config.accumulation_steps, config.seed);
   add(name(config.dtype), config.gradient_clipping, config.stage, config.reduce_bucket_numel,
-      config.persistent_numel, static_cast<int>(plan.order), static_cast<int>(plan.sums));
+      config.persistent_numel, static_cast<int>(plan.order), static_cast<int>(plan.sums),
+      static_cast<int>(config.reduction));
   add(scale.constant, scale.initial_power, scale.window, scale.hysteresis);
   add(scale.consecutive_hysteresis, scale.min_scale);
   add(name(optimizer.kind), optimizer.lr, optimizer.beta1, optimizer.beta2, optimizer.eps,

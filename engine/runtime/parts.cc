@@ -36,7 +36,14 @@ std::unique_ptr<Device> make_device(const Config& config, const World& world,
     throw DeviceError(
         fmt::format("strata.device is \"cuda\", but {}: use \"host\" or \"auto\"", no_cuda));
   }
-  if (config.device != DeviceChoice::cuda) return make_host_device(host, traffic);
+  if (config.device != DeviceChoice::cuda) {
+    if (config.reduction == ReductionChoice::fast) {
+      throw ConfigError(
+          "strata.reduction is \"fast\", which is for ranks on GPUs: use \"exact\", or set "
+          "strata.device to \"cuda\"");
+    }
+    return make_host_device(host, traffic);
+  }
   // One process a GPU; those that share one for want of others share its memory too.
   const int devices = cuda_device_count();
   const int sharing = (world.local_size + devices - 1) / devices;

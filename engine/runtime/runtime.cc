@@ -99,7 +99,8 @@ Runtime::Runtime(Model model, const Config& config, const World& world,
   device_state_ops_ = on_gpu ? ops::make_cuda_state_ops() : ops::make_host_state_ops();
   host_state_ops_ = ops::make_host_state_ops();
   comm_ = make_communicator(world_, *comm_queue_, *device_state_ops_,
-                            {.timeout_s = config_.comm_timeout_s}, recorder_);
+                            {.timeout_s = config_.comm_timeout_s, .reduction = config_.reduction},
+                            recorder_);
   together([&] { build(disturbance, options.initial_values); });
 }
 

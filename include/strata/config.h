@@ -144,6 +144,12 @@ enum class AccumulateChoice : uint8_t {
   local,    // over micro-batches first, then once over ranks
 };
 
+// Who adds up gradients over ranks. Each has bits of its own.
+enum class ReductionChoice : uint8_t {
+  exact,  // Strata, in fp32, rank 0 first
+  fast,   // the GPUs' network, in the gradient's dtype and an order of its own
+};
+
 struct Config {
   // Batch: a step takes world_size * micro_batch * accumulation_steps rows.
   int world_size = 1;  // ranks that it was divided among
@@ -160,7 +166,8 @@ struct Config {
   // ZeRO and placement.
   int stage = 3;
   AccumulateChoice accumulate = AccumulateChoice::reduced;
-  int64_t sub_group_numel = 0;  // a multiple of the grain
+  ReductionChoice reduction = ReductionChoice::exact;  // fast: with several ranks, on GPUs alone
+  int64_t sub_group_numel = 0;                         // a multiple of the grain
   // Elements of a unit's gradient reduced over ranks at a time.
   int64_t reduce_bucket_numel = 500'000'000;
   static constexpr int64_t kAutoReduceBucket = 0;  // the widest layer's channels, squared

@@ -233,6 +233,7 @@ TEST_F(BudgetTest, ImpossibleSettingsAreRefused) {
       [](Config& c) { c.staging_buffers = -1; },
       [](Config& c) { c.speculate = SpeculateChoice::always; },
       [](Config& c) { c.pin_state = PinChoice::always; },
+      [](Config& c) { c.reduction = ReductionChoice::fast; },
       [](Config& c) { c.slots = 0; },
       [](Config& c) { c.slots = 3; },
       [](Config& c) { c.accumulation_steps = 1 << 30; },

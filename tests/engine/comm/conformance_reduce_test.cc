@@ -17,6 +17,7 @@ namespace {
 
 using testing_support::every_world;
 using testing_support::Rank;
+using testing_support::RankOptions;
 using testing_support::RanksTest;
 using testing_support::world_name;
 
@@ -141,26 +142,28 @@ TEST_P(ReduceConformanceTest, DelaysChangeNoBit) {
   }
 }
 
-TEST_P(ReduceConformanceTest, EveryByteSentIsReported) {
-  on_every_rank([](Rank& rank) {
-    constexpr int64_t kShard = 5 * kGrainNumel;
-    for (const DType dtype : kDTypes) {
-      const uint64_t before = rank.sink.of(Activity::comm).size();
-      const Addend mine = addend(dtype, kShard * rank.size(), rank.rank(), 4);
-      std::vector<std::byte> scratch = scratch_for(rank, dtype, 2);
-      std::vector<float> out(kShard);
-      rank.communicator->reduce_scatter({mine.stored.data(), dtype, out.data(), kShard, scratch},
-                                        kTag);
-      rank.queue->synchronize();
-      uint64_t bytes = 0;
-      const std::vector<TrafficRecord> records = rank.sink.of(Activity::comm);
-      for (size_t i = before; i < records.size(); ++i) {
-        bytes += records[i].bytes;
-        EXPECT_EQ(records[i].tag.index, 3);
-      }
-      EXPECT_EQ(bytes, (rank.size() - 1) * kShard * size_bytes(dtype));
+void expect_every_byte_reported(Rank& rank, int64_t scratch_grains) {
+  constexpr int64_t kShard = 5 * kGrainNumel;
+  for (const DType dtype : kDTypes) {
+    const uint64_t before = rank.sink.of(Activity::comm).size();
+    const Addend mine = addend(dtype, kShard * rank.size(), rank.rank(), 4);
+    std::vector<std::byte> scratch = scratch_for(rank, dtype, scratch_grains);
+    std::vector<float> out(kShard);
+    rank.communicator->reduce_scatter({mine.stored.data(), dtype, out.data(), kShard, scratch},
+                                      kTag);
+    rank.queue->synchronize();
+    uint64_t bytes = 0;
+    const std::vector<TrafficRecord> records = rank.sink.of(Activity::comm);
+    for (size_t i = before; i < records.size(); ++i) {
+      bytes += records[i].bytes;
+      EXPECT_EQ(records[i].tag.index, 3);
     }
-  });
+    EXPECT_EQ(bytes, (rank.size() - 1) * kShard * size_bytes(dtype));
+  }
+}
+
+TEST_P(ReduceConformanceTest, EveryByteSentIsReported) {
+  on_every_rank([](Rank& rank) { expect_every_byte_reported(rank, 2); });
 }
 
 TEST_P(ReduceConformanceTest, WhatCannotBeReducedIsRefusedAtOnce) {
@@ -178,6 +181,91 @@ TEST_P(ReduceConformanceTest, WhatCannotBeReducedIsRefusedAtOnce) {
       const auto too_small = std::span(scratch).first((rank.size() - 1) * kGrainNumel * 4 - 1);
       EXPECT_THROW(reduce(DType::fp32, kGrainNumel, too_small), Error);
     }
+  });
+}
+
+// Sums by the network itself, which promise less: close to the true one, and the same every time.
+class FastReduceTest : public RanksTest {};
+INSTANTIATE_TEST_SUITE_P(Worlds, FastReduceTest,
+                         testing::Values(RankOptions{.size = 2, .fabric = true, .fast = true},
+                                         RankOptions{.size = 4, .fabric = true, .fast = true},
+                                         RankOptions{
+                                             .size = 3, .fabric = true, .fast = true, .tcp = true}),
+                         world_name);
+
+double unit_roundoff(DType dtype) {
+  if (dtype == DType::fp32) return std::ldexp(1.0, -24);
+  return std::ldexp(1.0, dtype == DType::bf16 ? -8 : -11);
+}
+
+// How many of a rank's sums are further from the true one than `size - 1` roundings of partial sums
+// can be: each is off by half an ULP of a sum that is no larger than that of the addends' sizes.
+int64_t too_far(const Rank& rank, DType dtype, const std::vector<float>& sums, uint64_t seed) {
+  const auto shard = static_cast<int64_t>(sums.size());
+  std::vector<double> truth(shard), sizes(shard);
+  for (int from = 0; from < rank.size(); ++from) {
+    const Addend addends = addend(dtype, shard * rank.size(), from, seed);
+    for (int64_t i = 0; i < shard; ++i) {
+      const double value = addends.values[shard * rank.rank() + i];
+      truth[i] += value;
+      sizes[i] += std::abs(value);
+    }
+  }
+  constexpr double kSmallestFp16 = 0x1p-24;
+  const double roundings = (rank.size() - 1) * unit_roundoff(dtype) * 1.1;
+  int64_t count = 0;
+  for (int64_t i = 0; i < shard; ++i) {
+    count += !(std::abs(sums[i] - truth[i]) <= roundings * sizes[i] + kSmallestFp16);
+  }
+  return count;
+}
+
+TEST_P(FastReduceTest, SumsAreTheNetworksAndCloseToTheTrueOnes) {
+  on_every_rank([](Rank& rank) {
+    constexpr int64_t kShard = 5 * kGrainNumel;
+    for (const DType dtype : kDTypes) {
+      const Addend mine = addend(dtype, kShard * rank.size(), rank.rank(), 5);
+      std::vector<std::byte> scratch(dtype == DType::fp32 ? 0 : kShard * size_bytes(dtype));
+      std::vector<std::vector<float>> outs;
+      for (int time = 0; time < 2; ++time) {
+        auto& out = outs.emplace_back(kShard, std::nanf(""));
+        rank.communicator->reduce_scatter({mine.stored.data(), dtype, out.data(), kShard, scratch},
+                                          kTag);
+        rank.queue->synchronize();
+      }
+      EXPECT_EQ(too_far(rank, dtype, outs[0], 5), 0) << name(dtype);
+      EXPECT_EQ(differing_bits(outs[0].data(), outs[1].data(), kShard), 0) << name(dtype);
+      // Two addends in fp32 have one sum, whatever the order.
+      if (dtype == DType::fp32 && rank.size() == 2) continue;
+      const std::vector<float> exact =
+          sum_of(dtype, kShard * rank.size(), in_order(rank.size()), 5);
+      const bool in_rank_order = dtype == DType::fp32 && rank.rank() == rank.size() - 1;
+      const int64_t differing =
+          differing_bits(outs[0].data(), exact.data() + kShard * rank.rank(), kShard);
+      EXPECT_EQ(differing > 50, !in_rank_order) << name(dtype);
+    }
+  });
+}
+
+TEST_P(FastReduceTest, EveryByteSentIsReported) {
+  on_every_rank([](Rank& rank) { expect_every_byte_reported(rank, 5); });
+}
+
+TEST_P(FastReduceTest, AScratchWithoutRoomForAShardIsRefused) {
+  on_every_rank([](Rank& rank) {
+    std::vector<std::byte> flat(rank.size() * kGrainNumel * sizeof(float));
+    std::vector<float> out(kGrainNumel);
+    std::vector<std::byte> scratch(kGrainNumel * 2 - 1);
+    EXPECT_THROW(rank.communicator->reduce_scatter(
+                     {flat.data(), DType::bf16, out.data(), kGrainNumel, scratch}, kTag),
+                 Error);
+  });
+}
+
+TEST_P(FastReduceTest, TheStartUpLineSaysSo) {
+  on_every_rank([](Rank& rank) {
+    EXPECT_NE(rank.communicator->description().find("a stand-in, which adds up gradients"),
+              std::string::npos);
   });
 }
 

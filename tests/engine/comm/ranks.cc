@@ -15,13 +15,15 @@
 #include "engine/comm/socket.h"
 #include "engine/comm/tcp_transport.h"
 #include "kernels/device/host_device.h"
+#include "kernels/ops/optimizer_ops.h"
 #include "strata/error.h"
 
 namespace strata::testing_support {
 namespace {
 
 // A device's network on the host: trades in the order of the queue over a transport of its own,
-// which says nothing of what goes wrong and waits until it is aborted, as a device does.
+// which says nothing of what goes wrong and waits until it is aborted, as a device does. Its sums
+// go round: the addends of rank r's shard are rank r + 1's first, rank r's last.
 class HostFabric final : public engine::Fabric {
  public:
   explicit HostFabric(std::unique_ptr<engine::Transport> transport)
@@ -38,6 +40,22 @@ class HostFabric final : public engine::Fabric {
       }
     });
   }
+  void reduce_scatter(Queue& queue, const engine::NetworkSum& sum) override {
+    const auto others = std::make_shared<std::vector<std::byte>>(size() * sum.call.bytes);
+    const auto* const flat = static_cast<const std::byte*>(sum.flat);
+    trade(queue, {.call = sum.call,
+                  .give = flat,
+                  .give_stride = sum.call.bytes,
+                  .take = others->data(),
+                  .take_stride = sum.call.bytes});
+    queue.run([this, sum, flat, others] {
+      const int rank = transport_->rank();
+      for (int hop = 1; hop <= size(); ++hop) {
+        const int from = (rank + hop) % size();
+        add(sum, (from == rank ? flat : others->data()) + from * sum.call.bytes, hop > 1);
+      }
+    });
+  }
   std::string failure() override { return {}; }
   void abort() noexcept override {
     aborted_ = true;
@@ -46,6 +64,18 @@ class HostFabric final : public engine::Fabric {
   }
 
  private:
+  int size() const { return transport_->size(); }
+
+  // As on a ring, whose sum is rounded whenever it is sent on.
+  static void add(const engine::NetworkSum& sum, const std::byte* addend, bool add) {
+    const int64_t numel = sum.shard_numel;
+    std::vector<float> total(numel), more(numel);
+    ops::cast(more.data(), DType::fp32, addend, sum.dtype, numel);
+    if (add) ops::cast(total.data(), DType::fp32, sum.out, sum.dtype, numel);
+    for (int64_t i = 0; i < numel; ++i) total[i] += more[i];
+    ops::cast(sum.out, sum.dtype, total.data(), DType::fp32, numel);
+  }
+
   // The first trade waits for its peers on the caller's thread, as NCCL's does.
   void connect() {
     try {
@@ -133,7 +163,10 @@ std::unique_ptr<engine::Communicator> Rank::make_communicator(Queue& on) {
     auto fabric = std::make_unique<HostFabric>(connect(world, /*timeout_s=*/1e6));
     return std::make_unique<engine::DeviceCommunicator>(
         std::move(transport), std::move(fabric), on, *ops,
-        engine::CommunicatorOptions{.timeout_s = options.timeout_s}, sink);
+        engine::CommunicatorOptions{
+            .timeout_s = options.timeout_s,
+            .reduction = options.fast ? ReductionChoice::fast : ReductionChoice::exact},
+        sink);
   }
   if (options.chunk_bytes == 0 || world.size == 1) {
     return engine::make_communicator(world, on, *ops, {.timeout_s = options.timeout_s}, sink);

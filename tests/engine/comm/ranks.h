@@ -24,6 +24,7 @@ struct RankOptions {
   uint64_t chunk_bytes = 0;  // of MPI's messages; 0 leaves it to Strata
   uint64_t delay_seed = 0;   // of the queues; 0: no delays
   bool fabric = false;       // bytes go over a stand-in for a device's network
+  bool fast = false;         // the fabric adds up gradients
   bool tcp = false;          // threads meet as processes without MPI do
   double timeout_s = 120;    // long enough for a loaded machine: a test that gets there has failed
 };

@@ -7,6 +7,7 @@
 #include <csignal>
 #include <cstdio>
 #include <limits>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -41,7 +42,11 @@ struct TrainOptions {
   bool digest = false;
   int64_t sample = 0;
   std::optional<uint64_t> seed;
+  std::string device;
 };
+
+const std::map<std::string, DeviceChoice> kDevices = {
+    {"auto", DeviceChoice::automatic}, {"host", DeviceChoice::host}, {"cuda", DeviceChoice::cuda}};
 
 // Why training ends with the step under way; the largest of all ranks' counts.
 enum StopReason : int { kGoOn, kTimeIsUp, kInterrupted };
@@ -125,6 +130,7 @@ class Training {
   Config load_config() const {
     Config config = Config::from_file(options_.config, world_.size);
     if (options_.seed) config.seed = *options_.seed;
+    if (!options_.device.empty()) config.device = kDevices.at(options_.device);
     return config;
   }
 
@@ -353,6 +359,10 @@ void add_train(CLI::App& app) {
   command->add_flag("--digest", options->digest, "Print a hash of the training state at the end");
   command->add_option("--seed", options->seed,
                       "Seed of initial values and data order, over the configuration's");
+  command
+      ->add_option("--device", options->device,
+                   "What computes, over the configuration's strata.device: auto, host or cuda")
+      ->check(CLI::IsMember(kDevices));
   command->footer(
       "Under mpirun, torchrun or srun each process is a rank, and rank 0 prints. After Ctrl-C\n"
       "mpirun kills its ranks in a second, unless --mca odls_base_sigkill_timeout gives them time\n"

@@ -33,7 +33,7 @@ std::unique_ptr<Device> make_device(const Config& config, const World& world,
                                     const HostDeviceOptions& host, TrafficSink& traffic) {
   const std::string no_cuda = cuda_unavailable_reason();
   if (config.device == DeviceChoice::cuda && !no_cuda.empty()) {
-    throw DeviceError(
+    throw ConfigError(
         fmt::format("strata.device is \"cuda\", but {}: use \"host\" or \"auto\"", no_cuda));
   }
   if (config.device != DeviceChoice::cuda) {

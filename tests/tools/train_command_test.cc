@@ -77,6 +77,35 @@ TEST_F(TrainCommandTest, SaysWhichStepsAnOverflowSkipped) {
   EXPECT_THAT(result.out, HasSubstr(std::to_string(skipped) + " skipped"));
 }
 
+// What --device says counts, whatever the configuration says.
+TEST_F(TrainCommandTest, TrainsOnTheDeviceThatIsAskedFor) {
+  config_["strata"]["device"] = "cuda";
+  const Result host = train("--steps 1 --device host");
+  EXPECT_EQ(host.exit_code, 0) << host.err;
+  EXPECT_THAT(host.out, testing::ContainsRegex("^device: host, [0-9]+ cores, "));
+  const Result automatic = train("--steps 1 --device auto");
+  EXPECT_EQ(automatic.exit_code, 0) << automatic.err;
+  // And why no other.
+  EXPECT_THAT(automatic.out, testing::ContainsRegex("^device: host, [0-9]+ cores \\([^)]+\\), "));
+  const Result unknown = train("--steps 1 --device gpu");
+  EXPECT_EQ(unknown.exit_code, 2);
+  EXPECT_THAT(unknown.err, HasSubstr("--device: gpu not in {auto,cuda,host}"));
+}
+
+TEST_F(TrainCommandTest, AGpuThatIsNotThereIsRefused) {
+  const Result result = train("--steps 1 --device cuda");
+  if (result.exit_code == 0) GTEST_SKIP() << "there is one";
+  expect_refused(result, 2, "strata.device is \"cuda\", but ");
+  EXPECT_THAT(result.err, HasSubstr(": use \"host\" or \"auto\""));
+}
+
+TEST_F(TrainCommandTest, ANetworkThatAddsIsForGpus) {
+  config_["strata"]["reduction"] = "fast";
+  expect_refused(train("--steps 1 --device host"), 2,
+                 "strata.reduction is \"fast\", which is for ranks on GPUs: use \"exact\", or set "
+                 "strata.device to \"cuda\"");
+}
+
 TEST_F(TrainCommandTest, GivesUpOnAConstantLossScaleThatOverflows) {
   config_.erase("bf16");
   config_["fp16"] = {{"enabled", true}, {"loss_scale", 1e9}};

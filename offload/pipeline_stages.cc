@@ -13,9 +13,9 @@ void OptimizerPipeline::Graph::update_on_device(Job& job, const Event& gradient)
   Queue& queue = parts_.device_update;
   queue.wait(gradient, {StateKind::grad, job.group->index, "update waits for gradients"});
   place(job);
-  device_updates_.begin();
+  device_updates_.begin({StateKind::master, job.group->index, "update"});
   update_fn_(job.spans, queue);
-  device_updates_.end({StateKind::master, job.group->index, "update"});
+  device_updates_.end();
   device_done_ = queue.record();
   const std::lock_guard lock(mutex_);
   job.params = device_done_;
@@ -138,21 +138,21 @@ void OptimizerPipeline::Graph::enqueue_update(Job& job, const Submission& submis
     }
     const bool restores = submission.purpose == Purpose::restoration;
     if (job.on_disk) {
-      host_updates_.begin();
+      host_updates_.begin({StateKind::master, sub_group, "check"});
       queue.run([this, sub_group, state = state_of(job, restores)] {
         parts_.state.store()->check_current(sub_group, 0, state);
       });
-      host_updates_.end({StateKind::master, sub_group, "check"});
+      host_updates_.end();
     }
-    host_updates_.begin();
+    host_updates_.begin({StateKind::master, sub_group, "update"});
     update_fn_(job.spans, queue);
-    host_updates_.end({StateKind::master, sub_group, "update"});
+    host_updates_.end();
     if (job.on_disk && !restores) {
-      host_updates_.begin();
+      host_updates_.begin({StateKind::master, sub_group, "seal"});
       queue.run([this, sub_group, state = state_of(job, restores)] {
         parts_.state.store()->seal_next(sub_group, 0, state);
       });
-      host_updates_.end({StateKind::master, sub_group, "seal"});
+      host_updates_.end();
     }
     queue.run(std::move(arrival));
   } catch (...) {

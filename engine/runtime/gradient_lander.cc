@@ -243,9 +243,9 @@ void GradientLander::land_on_host(const Arriving& arriving) {
 }
 
 void GradientLander::land_by_host(const Landing& landing, const Arriving& arriving) {
-  host_landings_.begin();
+  host_landings_.begin({StateKind::grad, arriving.unit, "land gradients"});
   parts_.host_ops.land_gradient(parts_.host, spans(landing, arriving));
-  host_landings_.end({StateKind::grad, arriving.unit, "land gradients"});
+  host_landings_.end();
 }
 
 void GradientLander::land_in_memory(GrainRange part, const std::byte* source,

@@ -278,9 +278,9 @@ void Runtime::forward(const Action& action, bool training) {
                              losses_.as<double>() + action.micro_batch,
                              training,
                              static_cast<float>(loss_scaler_.scale())};
-  passes_->begin();
+  passes_->begin({StateKind::activation, action.unit, action.recompute ? "recompute" : "forward"});
   model_.layers[static_cast<size_t>(action.unit)]->forward(context);
-  passes_->end({StateKind::activation, action.unit, action.recompute ? "recompute" : "forward"});
+  passes_->end();
   const Event done = compute_->record();
   window_->release(action.unit, done);
   activations_->leave(action, done);
@@ -298,9 +298,9 @@ void Runtime::backward(const Action& action) {
                               output_grad(unit.input_unit(), action.input_grad),
                               /*accumulate=*/action.unit != unit.last_tile,
                               grads};
-  passes_->begin();
+  passes_->begin({StateKind::activation, action.unit, "backward"});
   model_.layers[static_cast<size_t>(action.unit)]->backward(context);
-  passes_->end({StateKind::activation, action.unit, "backward"});
+  passes_->end();
   const Event done = compute_->record();
   window_->release(action.unit, done);
   activations_->leave(action, done);

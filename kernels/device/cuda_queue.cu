@@ -5,6 +5,7 @@
 #include "kernels/device/copy_link.h"
 #include "kernels/device/cuda_error.cuh"
 #include "kernels/device/cuda_queue.cuh"
+#include "kernels/device/profiler_range.h"
 #include "strata/clock.h"
 #include "strata/error.h"
 
@@ -119,6 +120,7 @@ void CudaQueue::copy(void* dst, const void* src, size_t bytes, CopyDirection dir
   }
   const std::optional<Activity> link = link_of(direction);
   if (link) mark();
+  const ProfilerRange range(tag);
   Slot& slot = next_slot();
   check(cudaMemcpyAsync(dst, src, bytes, cuda_kind(direction), stream_.get()), "copying");
   finish_slot(slot);

@@ -32,6 +32,7 @@ class CudaQueue final : public Queue {
   void copy(void* dst, const void* src, size_t bytes, CopyDirection direction,
             const TrafficTag& tag) override;
   void fill_zero(void* dst, size_t bytes) override;
+  bool failed() const override { return fault_.happened(); }
   void* native_handle() const override { return stream_.get(); }
   const char* name() const override { return name_; }
 

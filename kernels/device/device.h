@@ -89,6 +89,10 @@ class Queue {
   // Sets `bytes` bytes of device memory to zero, in queue order.
   virtual void fill_zero(void* dst, size_t bytes) = 0;
 
+  // Whether the queue is known to be poisoned, so that work enqueued from now on would be skipped.
+  // Whoever launches on native_handle() asks, and leaves it.
+  virtual bool failed() const = 0;
+
   // Blocks until everything enqueued is done; throws what it threw.
   void synchronize() { record().wait(); }
   // The same for destructors: drops a failure, which whoever waits for the work has been told.

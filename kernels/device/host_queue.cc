@@ -10,6 +10,7 @@
 #include "kernels/device/copy_link.h"
 #include "kernels/device/host_memory.h"
 #include "kernels/device/memory_guard.h"
+#include "kernels/device/profiler_range.h"
 #include "kernels/device/thread_team.h"
 #include "strata/wait_scope.h"
 
@@ -100,6 +101,7 @@ void HostQueue::copy(void* dst, const void* src, size_t bytes, CopyDirection dir
     return;
   }
   run([=, this, activity = *link] {
+    const ProfilerRange range(tag);
     const int64_t begin_ns = now_ns();
     copy_bytes(dst, src, bytes);
     traffic_.record({activity, tag, name_, bytes, begin_ns, now_ns()});

@@ -41,6 +41,7 @@ class HostQueue final : public Queue {
   void copy(void* dst, const void* src, size_t bytes, CopyDirection direction,
             const TrafficTag& tag) override;
   void fill_zero(void* dst, size_t bytes) override;
+  bool failed() const override { return fault_.happened(); }
   const char* name() const override { return name_; }
 
  protected:

@@ -40,17 +40,21 @@ CudaLayerOps::CudaLayerOps(Queue& queue)
 
 CudaLayerOps::~CudaLayerOps() { queue_.finish(); }
 
-cudaStream_t CudaLayerOps::stream() const {
+template <typename Work>
+void CudaLayerOps::launch(const Work& work) {
+  if (queue_.failed()) return;
   check_cuda(cudaSetDevice(device_), "selecting a CUDA device");
-  return stream_;
+  work(stream_);
 }
 
 void CudaLayerOps::scan_tokens(const TensorView& tokens, const EmbeddingShape& shape) {
-  cuda::scan_ids({.ids = tokens.as<int32_t>(),
-                  .rows = shape.rows(),
-                  .end = shape.vocab,
-                  .verdict = verdict_.get()},
-                 stream());
+  launch([&](cudaStream_t stream) {
+    cuda::scan_ids({.ids = tokens.as<int32_t>(),
+                    .rows = shape.rows(),
+                    .end = shape.vocab,
+                    .verdict = verdict_.get()},
+                   stream);
+  });
 }
 
 void CudaLayerOps::refuse_tokens(int64_t vocab) {
@@ -68,26 +72,26 @@ void CudaLayerOps::refuse_targets(int64_t classes) {
 void CudaLayerOps::embedding_forward(const Embedding& op) {
   const EmbeddingShape shape = checked(op);
   scan_tokens(op.tokens, shape);
-  cuda::embedding_forward(op, shape, stream());
+  launch([&](cudaStream_t stream) { cuda::embedding_forward(op, shape, stream); });
   refuse_tokens(shape.vocab);
 }
 
 void CudaLayerOps::embedding_backward(const EmbeddingBackward& op) {
   const EmbeddingShape shape = checked(op);
   if (op.token_table.view) scan_tokens(op.tokens, shape);
-  cuda::embedding_backward(op, shape, stream());
+  launch([&](cudaStream_t stream) { cuda::embedding_backward(op, shape, stream); });
   if (op.token_table.view) refuse_tokens(shape.vocab);
 }
 
 void CudaLayerOps::layer_norm_forward(const LayerNorm& op) {
-  cuda::layer_norm_forward(op, checked(op), stream());
+  launch([&](cudaStream_t stream) { cuda::layer_norm_forward(op, checked(op), stream); });
 }
 
 void CudaLayerOps::layer_norm_backward(const LayerNormBackward& op) {
   const RowShape shape = checked(op);
   Check("layer_norm", op.x.dtype)
       .workspace(op.workspace, layer_norm_workspace_bytes(shape.rows, shape.columns));
-  cuda::layer_norm_backward(op, shape, stream());
+  launch([&](cudaStream_t stream) { cuda::layer_norm_backward(op, shape, stream); });
 }
 
 size_t CudaLayerOps::layer_norm_workspace_bytes(int64_t rows, int64_t channels) const {
@@ -98,14 +102,14 @@ void CudaLayerOps::linear_forward(const Linear& op) {
   const LinearShape shape = checked(op);
   Check("linear", shape.dtype)
       .workspace(op.workspace, cuda::linear_workspace_bytes(matmuls_, shape));
-  cuda::linear_forward(matmuls_, op, shape, stream());
+  launch([&](cudaStream_t stream) { cuda::linear_forward(matmuls_, op, shape, stream); });
 }
 
 void CudaLayerOps::linear_backward(const LinearBackward& op) {
   const LinearShape shape = checked(op);
   Check("linear", shape.dtype)
       .workspace(op.workspace, cuda::linear_workspace_bytes(matmuls_, shape));
-  cuda::linear_backward(matmuls_, op, shape, stream());
+  launch([&](cudaStream_t stream) { cuda::linear_backward(matmuls_, op, shape, stream); });
 }
 
 size_t CudaLayerOps::linear_workspace_bytes(DType dtype, int64_t rows, int64_t in, int64_t out,
@@ -115,20 +119,22 @@ size_t CudaLayerOps::linear_workspace_bytes(DType dtype, int64_t rows, int64_t i
 
 void CudaLayerOps::gelu_forward(const Gelu& op) {
   check(op);
-  cuda::gelu_forward(op, stream());
+  launch([&](cudaStream_t stream) { cuda::gelu_forward(op, stream); });
 }
 
 void CudaLayerOps::gelu_backward(const GeluBackward& op) {
   check(op);
-  cuda::gelu_backward(op, stream());
+  launch([&](cudaStream_t stream) { cuda::gelu_backward(op, stream); });
 }
 
-void CudaLayerOps::dropout(const Dropout& op) { cuda::dropout(op, checked(op), stream()); }
+void CudaLayerOps::dropout(const Dropout& op) {
+  launch([&](cudaStream_t stream) { cuda::dropout(op, checked(op), stream); });
+}
 
 void CudaLayerOps::attention_forward(const Attention& op) {
   const AttentionCall call = checked(op);
   check_heads(Check("attention", call.shape.dtype), call.shape);
-  cuda::attention_forward(op, call, stream());
+  launch([&](cudaStream_t stream) { cuda::attention_forward(op, call, stream); });
 }
 
 void CudaLayerOps::attention_backward(const AttentionBackward& op) {
@@ -136,7 +142,7 @@ void CudaLayerOps::attention_backward(const AttentionBackward& op) {
   const Check check("attention", call.shape.dtype);
   check_heads(check, call.shape);
   check.workspace(op.workspace, cuda::attention_workspace_bytes(call.shape));
-  cuda::attention_backward(op, call, stream());
+  launch([&](cudaStream_t stream) { cuda::attention_backward(op, call, stream); });
 }
 
 size_t CudaLayerOps::attention_saved_bytes(DType dtype, const Shape& qkv, int64_t heads) const {
@@ -153,7 +159,7 @@ void CudaLayerOps::cross_entropy(const CrossEntropy& op) {
   const RowShape shape = checked(op);
   Check("cross_entropy", op.logits.dtype)
       .workspace(op.workspace, cross_entropy_workspace_bytes(shape.rows));
-  cuda::cross_entropy(op, shape, verdict_.get(), stream());
+  launch([&](cudaStream_t stream) { cuda::cross_entropy(op, shape, verdict_.get(), stream); });
   refuse_targets(shape.columns);
 }
 
@@ -162,17 +168,17 @@ size_t CudaLayerOps::cross_entropy_workspace_bytes(int64_t rows) const {
 }
 
 void CudaLayerOps::cross_entropy_part(const CrossEntropyPart& op) {
-  cuda::cross_entropy_part(op, checked(op), stream());
+  launch([&](cudaStream_t stream) { cuda::cross_entropy_part(op, checked(op), stream); });
 }
 
 void CudaLayerOps::cross_entropy_finish(const CrossEntropyFinish& op) {
   check(op);
-  cuda::cross_entropy_finish(op, verdict_.get(), stream());
+  launch([&](cudaStream_t stream) { cuda::cross_entropy_finish(op, verdict_.get(), stream); });
   refuse_targets(op.classes);
 }
 
 void CudaLayerOps::cross_entropy_part_backward(const CrossEntropyPartBackward& op) {
-  cuda::cross_entropy_part_backward(op, checked(op), stream());
+  launch([&](cudaStream_t stream) { cuda::cross_entropy_part_backward(op, checked(op), stream); });
 }
 
 std::unique_ptr<LayerOps> make_cuda_layer_ops(Queue& queue) {

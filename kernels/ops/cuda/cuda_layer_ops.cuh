@@ -46,8 +46,10 @@ class CudaLayerOps final : public LayerOps {
   DType product_dtype(DType dtype) const override { return dtype; }
 
  private:
-  // The stream, once its device is the calling thread's.
-  cudaStream_t stream() const;
+  // work(stream), with the stream's device the calling thread's. Nothing where the queue is known
+  // to be poisoned, as its tasks are skipped: what they would have made is not there.
+  template <typename Work>
+  void launch(const Work& work);
   void scan_tokens(const TensorView& tokens, const EmbeddingShape& shape);
   // Behind the kernels that found a verdict: a task that throws it.
   void refuse_tokens(int64_t vocab);

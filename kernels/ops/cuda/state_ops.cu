@@ -77,7 +77,7 @@ class CudaStateOps final : public StateOps {
   void optimizer_update(Queue& queue, const OptimizerScalars& scalars,
                         const EncodedSpans& spans) override {
     check_update(scalars, spans);
-    if (spans.begin >= spans.end) return;
+    if (spans.begin >= spans.end || queue.failed()) return;
     const unsigned blocks =
         thread_blocks((spans.end - spans.begin + kCodecBlockNumel - 1) / kCodecBlockNumel);
     exact::with_rule(scalars, [&](const auto& rule) {
@@ -89,7 +89,7 @@ class CudaStateOps final : public StateOps {
 
   void land_gradient(Queue& queue, const LandGradientSpans& spans) override {
     check_landing(spans);
-    if (spans.numel == 0) return;
+    if (spans.numel == 0 || queue.failed()) return;
     const unsigned blocks = thread_blocks(spans.numel / kGrainNumel);
     land_kernel<<<blocks, kThreads, 0, stream_of(queue)>>>(spans);
     check_cuda(cudaGetLastError(), "launching a gradient's landing");

@@ -63,9 +63,11 @@ TEST_P(FailureConformanceTest, WorkBehindAFailureIsSkipped) {
   const MemoryBlock host = device_->allocate_pinned(4096);
   std::memset(host.data(), 9, 4096);
   bool ran = false;
+  EXPECT_FALSE(queue->failed());
   queue->run([] { throw Broken(1); });
   queue->run([&ran] { ran = true; });
   EXPECT_THROW(queue->synchronize(), Broken);
+  EXPECT_TRUE(queue->failed());
   queue->copy(host.data(), device.data(), 4096, CopyDirection::device_to_host, kTag);
   queue->fill_zero(device.data(), 4096);
   EXPECT_THROW(queue->synchronize(), Broken);

@@ -24,6 +24,7 @@ class SlowQueue final : public Queue {
   void run(HostTask) override {}
   void copy(void*, const void*, size_t, CopyDirection, const TrafficTag&) override {}
   void fill_zero(void*, size_t) override {}
+  bool failed() const override { return false; }
   const char* name() const override { return "slow"; }
 
  protected:

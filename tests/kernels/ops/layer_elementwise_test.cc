@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include <limits>
+#include <stdexcept>
 #include <tuple>
 
 #include "tests/kernels/ops/layer_testing.h"
@@ -56,6 +57,20 @@ TEST_P(LayerElementwiseTest, GeluBackwardMatchesDoublePrecisionInPlace) {
 INSTANTIATE_TEST_SUITE_P(Sizes, LayerElementwiseTest,
                          ::testing::Combine(::testing::ValuesIn(kLayerDTypes),
                                             ::testing::Values(1, 15, 384, 5003)));
+
+// A kernel is no task that a poisoned queue skips by itself.
+TEST(LayerElementwise, APoisonedQueueSkipsWhatComesLater) {
+  const auto queue = make_queue_under_test(1);
+  const auto ops = make_ops_under_test(*queue, 1);
+  const Tensor x = Tensor::normal(DType::fp32, {64}, 1);
+  const Tensor out = Tensor::normal(DType::fp32, {64}, 2);
+  const Tensor before = out.copy();
+  queue->run([] { throw std::runtime_error("broken"); });
+  EXPECT_THROW(queue->synchronize(), std::runtime_error);
+  ops->gelu_forward({x, out});
+  EXPECT_THROW(queue->synchronize(), std::runtime_error);
+  EXPECT_TRUE(out.same_bits(before));
+}
 
 TEST(LayerGelu, MatchesFiniteDifferences) {
   Bench bench;

@@ -206,6 +206,8 @@ class LayersBench {
       ops_->layer_norm_forward(
           {.x = x, .weight = weight, .bias = bias, .out = y, .mean = mean, .rstd = rstd});
     });
+    add("RMS norm", 0, {x, y},
+        [=, this] { ops_->rms_norm_forward({.x = x, .weight = weight, .out = y, .rstd = rstd}); });
     const TensorView wide = tensor(dtype_, {rows, 4 * o_.channels});
     const TensorView wide_out = tensor(dtype_, wide.shape);
     add("gelu", 0, {wide, wide_out}, [=, this] { ops_->gelu_forward({wide, wide_out}); });

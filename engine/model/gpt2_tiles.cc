@@ -50,14 +50,14 @@ std::vector<Parameter> Gpt2Residual::parameters() const {
 }
 
 void Gpt2Residual::forward(const LayerForward& context) const {
-  if (context.output) context.ops.dropout({.x = context.input, .out = context.output});
+  if (context.output) context.ops.add({.x = context.input, .out = context.output});
 }
 
 // The tiles before it have added their parts of the layer norm's gradients.
 void Gpt2Residual::backward(const LayerBackward& context) const {
-  context.ops.dropout({.x = context.output_grad,
-                       .residual = context.accumulate ? context.input_grad : TensorView{},
-                       .out = context.input_grad});
+  context.ops.add({.x = context.output_grad,
+                   .y = context.accumulate ? context.input_grad : TensorView{},
+                   .out = context.input_grad});
 }
 
 Gpt2Tile::Gpt2Tile(const Gpt2Config& config, int64_t block, Gpt2Branch branch, int64_t tile,

@@ -81,6 +81,33 @@ class LayerOps {
   virtual void layer_norm_backward(const LayerNormBackward& op) = 0;
   virtual size_t layer_norm_workspace_bytes(int64_t rows, int64_t channels) const = 0;
 
+  // out = x * rstd * weight, with rstd = 1 / sqrt(mean(x^2) + eps), over the last dimension (Zhang
+  // & Sennrich 2019).
+  struct RmsNorm {
+    TensorView x, weight;  // (N, C), (C)
+    TensorView out;        // (N, C)
+    TensorView rstd;       // (N) fp32, written for backward
+    float eps = 1e-5f;
+  };
+  virtual void rms_norm_forward(const RmsNorm& op) = 0;
+  struct RmsNormBackward {
+    TensorView x, weight, rstd, out_grad;
+    TensorView x_grad;              // (N, C)
+    TensorView residual_grad = {};  // (N, C), added into x_grad; null view: none. May be x_grad
+    GradOutput weight_grad = {};
+    TensorView workspace;  // rms_norm_workspace_bytes
+  };
+  virtual void rms_norm_backward(const RmsNormBackward& op) = 0;
+  virtual size_t rms_norm_workspace_bytes(int64_t rows, int64_t channels) const = 0;
+
+  // out = x + y, or a copy of x where y is a null view.
+  struct Add {
+    TensorView x;
+    TensorView y = {};
+    TensorView out;  // may be x or y
+  };
+  virtual void add(const Add& op) = 0;
+
   // out (N, O) = x (N, I) . weight + bias (+ residual). Weight is (I, O) as in GPT-2's Conv1D, or
   // (O, I) when `weight_transposed`.
   struct Linear {

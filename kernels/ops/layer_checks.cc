@@ -52,6 +52,20 @@ RowShape part_shape(const TensorView& logits, const TensorView& targets,
   return shape;
 }
 
+// What the backward of a layer norm and of an RMS norm is given alike.
+template <typename NormBackward>
+RowShape norm_backward_shape(const Check& check, const NormBackward& op) {
+  const RowShape shape{rows_of(op.x), columns_of(op.x)};
+  const auto [rows, columns] = shape;
+  check.vector(op.weight, "the weight", columns);
+  check.typed(op.rstd, DType::fp32, "the reciprocal deviation", rows);
+  check.matrix(op.out_grad, "the output's gradient", rows, columns);
+  check.matrix(op.x_grad, "the input's gradient", rows, columns);
+  if (op.residual_grad) check.matrix(op.residual_grad, "the residual's gradient", rows, columns);
+  if (op.weight_grad.view) check.vector(op.weight_grad.view, "the weight's gradient", columns);
+  return shape;
+}
+
 }  // namespace
 
 int64_t columns_of(const TensorView& view) {
@@ -110,17 +124,30 @@ RowShape checked(const LayerOps::LayerNorm& op) {
 }
 
 RowShape checked(const LayerOps::LayerNormBackward& op) {
-  const auto [rows, columns] = RowShape{rows_of(op.x), columns_of(op.x)};
   const Check check("layer_norm", op.x.dtype);
-  check.vector(op.weight, "the weight", columns);
-  check.typed(op.mean, DType::fp32, "the mean", rows);
-  check.typed(op.rstd, DType::fp32, "the reciprocal deviation", rows);
-  check.matrix(op.out_grad, "the output's gradient", rows, columns);
-  check.matrix(op.x_grad, "the input's gradient", rows, columns);
-  if (op.residual_grad) check.matrix(op.residual_grad, "the residual's gradient", rows, columns);
-  if (op.weight_grad.view) check.vector(op.weight_grad.view, "the weight's gradient", columns);
-  if (op.bias_grad.view) check.vector(op.bias_grad.view, "the bias's gradient", columns);
-  return {rows, columns};
+  const RowShape shape = norm_backward_shape(check, op);
+  check.typed(op.mean, DType::fp32, "the mean", shape.rows);
+  if (op.bias_grad.view) check.vector(op.bias_grad.view, "the bias's gradient", shape.columns);
+  return shape;
+}
+
+RowShape checked(const LayerOps::RmsNorm& op) {
+  const RowShape shape{rows_of(op.x), columns_of(op.x)};
+  const Check check("rms_norm", op.x.dtype);
+  check.vector(op.weight, "the weight", shape.columns);
+  check.matrix(op.out, "the output", shape.rows, shape.columns);
+  check.typed(op.rstd, DType::fp32, "the reciprocal deviation", shape.rows);
+  return shape;
+}
+
+RowShape checked(const LayerOps::RmsNormBackward& op) {
+  return norm_backward_shape(Check("rms_norm", op.x.dtype), op);
+}
+
+void check(const LayerOps::Add& op) {
+  const Check check("add", op.x.dtype);
+  check.vector(op.out, "the output", op.x.numel());
+  if (op.y) check.vector(op.y, "the second addend", op.x.numel());
 }
 
 LinearShape checked(const LayerOps::Linear& op) {

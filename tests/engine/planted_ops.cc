@@ -81,6 +81,14 @@ class PlantedOps final : public ops::LayerOps {
   size_t layer_norm_workspace_bytes(int64_t rows, int64_t channels) const override {
     return inner_->layer_norm_workspace_bytes(rows, channels);
   }
+  void rms_norm_forward(const RmsNorm& op) override { inner_->rms_norm_forward(op); }
+  void rms_norm_backward(const RmsNormBackward& op) override { inner_->rms_norm_backward(op); }
+  size_t rms_norm_workspace_bytes(int64_t rows, int64_t channels) const override {
+    return inner_->rms_norm_workspace_bytes(rows, channels);
+  }
+  void add(const Add& op) override {
+    run({{"add.out", op.out, op.y}}, [&] { inner_->add(op); });
+  }
   void linear_forward(const Linear& op) override {
     run({{"linear_forward.out", op.out, op.residual, op.bias}},
         [&] { inner_->linear_forward(op); });

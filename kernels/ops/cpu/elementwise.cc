@@ -59,6 +59,19 @@ void gelu_slope_range(const GeluBackwardArgs& args, int64_t begin, int64_t end) 
   });
 }
 
+void add_range(const AddArgs& args, int64_t begin, int64_t end) {
+  with_element(args.dtype, [&](auto element) {
+    using Element = decltype(element);
+    const auto* x = static_cast<const typename Element::Stored*>(args.x) + begin;
+    const auto* y = static_cast<const typename Element::Stored*>(args.y) + begin;
+    auto* out = static_cast<typename Element::Stored*>(args.out) + begin;
+    for_vectors(end - begin, [&](int64_t i, auto part) {
+      const auto sum = hn::Add(load<Element>(x + i, part), load<Element>(y + i, part));
+      store<Element>(sum, out + i, part);
+    });
+  });
+}
+
 }  // namespace strata::ops::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -69,6 +82,7 @@ namespace strata::ops::cpu {
 namespace {
 HWY_EXPORT(gelu_range);
 HWY_EXPORT(gelu_slope_range);
+HWY_EXPORT(add_range);
 
 // Whole vectors and cache lines, so that only the very last vector is cut off.
 constexpr int64_t kElementsTogether = 1024;
@@ -83,6 +97,16 @@ void run(const Args& args, void (*kernel)(const Args&, int64_t, int64_t)) {
 void gelu_forward(const GeluForwardArgs& args) { run(args, &HWY_DYNAMIC_DISPATCH(gelu_range)); }
 void gelu_backward(const GeluBackwardArgs& args) {
   run(args, &HWY_DYNAMIC_DISPATCH(gelu_slope_range));
+}
+void add(const AddArgs& args) { run(args, &HWY_DYNAMIC_DISPATCH(add_range)); }
+
+void copy(const void* x, void* out, size_t bytes) {
+  if (x == out) return;
+  constexpr int64_t kBytesTogether = 1 << 16;
+  parallel_for(static_cast<int64_t>(bytes), kBytesTogether, [&](int64_t begin, int64_t end) {
+    std::memcpy(static_cast<std::byte*>(out) + begin, static_cast<const std::byte*>(x) + begin,
+                static_cast<size_t>(end - begin));
+  });
 }
 
 }  // namespace strata::ops::cpu

@@ -2,6 +2,7 @@
 // elements of its index alone, so outputs may be inputs.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "strata/dtype.h"
@@ -24,5 +25,16 @@ struct GeluBackwardArgs {
   DType dtype = DType::fp32;
 };
 void gelu_backward(const GeluBackwardArgs& args);
+
+// out = x + y.
+struct AddArgs {
+  const void* x = nullptr;
+  const void* y = nullptr;
+  void* out = nullptr;
+  int64_t numel = 0;
+  DType dtype = DType::fp32;
+};
+void add(const AddArgs& args);
+void copy(const void* x, void* out, size_t bytes);
 
 }  // namespace strata::ops::cpu

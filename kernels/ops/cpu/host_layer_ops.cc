@@ -90,6 +90,50 @@ size_t HostLayerOps::layer_norm_workspace_bytes(int64_t rows, int64_t channels) 
   return cpu::layer_norm_partial_bytes(rows, channels);
 }
 
+void HostLayerOps::rms_norm_forward(const RmsNorm& op) {
+  const auto [rows, channels] = checked(op);
+  const cpu::LayerNormForwardArgs args{.x = op.x.data,
+                                       .weight = op.weight.data,
+                                       .out = op.out.data,
+                                       .rstd = op.rstd.as<float>(),
+                                       .rows = rows,
+                                       .channels = channels,
+                                       .dtype = op.x.dtype,
+                                       .eps = op.eps};
+  queue_.run([args] { cpu::layer_norm_forward(args); });
+}
+
+void HostLayerOps::rms_norm_backward(const RmsNormBackward& op) {
+  const auto [rows, channels] = checked(op);
+  Check("rms_norm", op.x.dtype).workspace(op.workspace, rms_norm_workspace_bytes(rows, channels));
+  const cpu::LayerNormBackwardArgs args{.x = op.x.data,
+                                        .weight = op.weight.data,
+                                        .rstd = op.rstd.as<float>(),
+                                        .out_grad = op.out_grad.data,
+                                        .residual_grad = op.residual_grad.data,
+                                        .x_grad = op.x_grad.data,
+                                        .weight_grad = target(op.weight_grad),
+                                        .partials = op.workspace.as<float>(),
+                                        .rows = rows,
+                                        .channels = channels,
+                                        .dtype = op.x.dtype};
+  queue_.run([args] { cpu::layer_norm_backward(args); });
+}
+
+size_t HostLayerOps::rms_norm_workspace_bytes(int64_t rows, int64_t channels) const {
+  return cpu::rms_norm_partial_bytes(rows, channels);
+}
+
+void HostLayerOps::add(const Add& op) {
+  check(op);
+  if (!op.y) {
+    queue_.run([x = op.x, out = op.out.data] { cpu::copy(x.data, out, x.bytes()); });
+    return;
+  }
+  const cpu::AddArgs args{op.x.data, op.y.data, op.out.data, op.x.numel(), op.x.dtype};
+  queue_.run([args] { cpu::add(args); });
+}
+
 void HostLayerOps::linear_forward(const Linear& op) {
   const LinearShape shape = checked(op);
   check_workspace(op.workspace, shape);

@@ -32,7 +32,8 @@ HWY_INLINE float row_variance(const typename Element::Stored* x, int64_t channel
   return sum_of(sum) / static_cast<float>(channels);
 }
 
-template <class Element>
+// Not centered: an RMS norm.
+template <class Element, bool kCentered>
 void normalize_row(const LayerNormForwardArgs& args, int64_t row) {
   using Stored = typename Element::Stored;
   const Stored* x = static_cast<const Stored*>(args.x) + row * args.channels;
@@ -40,29 +41,37 @@ void normalize_row(const LayerNormForwardArgs& args, int64_t row) {
   const Stored* bias = static_cast<const Stored*>(args.bias);
   Stored* out = static_cast<Stored*>(args.out) + row * args.channels;
 
-  const float mean = row_mean<Element>(x, args.channels);
+  const float mean = kCentered ? row_mean<Element>(x, args.channels) : 0;
   const float rstd = 1 / std::sqrt(row_variance<Element>(x, args.channels, mean) + args.eps);
-  args.mean[row] = mean;
+  if constexpr (kCentered) args.mean[row] = mean;
   args.rstd[row] = rstd;
   const auto center = hn::Set(F32(), mean);
   const auto scale = hn::Set(F32(), rstd);
   for_vectors(args.channels, [&](int64_t i, auto part) {
     const auto normal = hn::Mul(hn::Sub(load<Element>(x + i, part), center), scale);
-    const auto y =
-        hn::MulAdd(normal, load<Element>(weight + i, part), load<Element>(bias + i, part));
-    store<Element>(y, out + i, part);
+    const auto scaled_by = load<Element>(weight + i, part);
+    if constexpr (kCentered) {
+      const auto y = hn::MulAdd(normal, scaled_by, load<Element>(bias + i, part));
+      store<Element>(y, out + i, part);
+    } else {
+      store<Element>(hn::Mul(normal, scaled_by), out + i, part);
+    }
   });
 }
 
 void normalize_rows(const LayerNormForwardArgs& args, int64_t begin, int64_t end) {
   with_element(args.dtype, [&](auto element) {
-    for (int64_t row = begin; row < end; ++row) normalize_row<decltype(element)>(args, row);
+    using Element = decltype(element);
+    const auto normalize =
+        args.mean == nullptr ? &normalize_row<Element, false> : &normalize_row<Element, true>;
+    for (int64_t row = begin; row < end; ++row) normalize(args, row);
   });
 }
 
 // With n the normalized x and g = out_grad * weight:
 //   x_grad = rstd * (g - mean(g) - n * mean(g * n)),  weight_grad = sum over rows of out_grad * n.
-template <class Element>
+// An RMS norm's has no mean(g).
+template <class Element, bool kCentered>
 void differentiate_row(const LayerNormBackwardArgs& args, int64_t row, float* weight_sums,
                        float* bias_sums) {
   using Stored = typename Element::Stored;
@@ -73,7 +82,7 @@ void differentiate_row(const LayerNormBackwardArgs& args, int64_t row, float* we
   const Stored* weight = static_cast<const Stored*>(args.weight);
   Stored* x_grad = static_cast<Stored*>(args.x_grad) + offset;
 
-  const auto center = hn::Set(F32(), args.mean[row]);
+  const auto center = hn::Set(F32(), kCentered ? args.mean[row] : 0);
   const auto rstd = hn::Set(F32(), args.rstd[row]);
   auto sum_g = hn::Zero(F32());
   auto sum_gn = hn::Zero(F32());
@@ -82,10 +91,12 @@ void differentiate_row(const LayerNormBackwardArgs& args, int64_t row, float* we
     const auto dy = load<Element>(out_grad + i, part);
     const auto normal = hn::Mul(hn::Sub(load<Element>(x + i, part), center), rstd);
     const auto g = hn::Mul(dy, load<Element>(weight + i, part));
-    sum_g = hn::Add(sum_g, g);
+    if constexpr (kCentered) sum_g = hn::Add(sum_g, g);
     sum_gn = hn::MulAdd(g, normal, sum_gn);
     store<Fp32>(hn::MulAdd(dy, normal, load<Fp32>(weight_sums + i, part)), weight_sums + i, part);
-    store<Fp32>(hn::Add(dy, load<Fp32>(bias_sums + i, part)), bias_sums + i, part);
+    if constexpr (kCentered) {
+      store<Fp32>(hn::Add(dy, load<Fp32>(bias_sums + i, part)), bias_sums + i, part);
+    }
   });
 
   const float channels = static_cast<float>(args.channels);
@@ -103,13 +114,17 @@ void differentiate_row(const LayerNormBackwardArgs& args, int64_t row, float* we
 
 void differentiate_chunks(const LayerNormBackwardArgs& args, int64_t begin, int64_t end) {
   const RowChunks chunks(args.rows);
+  const int64_t sums = args.sums_numel();
   with_element(args.dtype, [&](auto element) {
+    using Element = decltype(element);
+    const auto differentiate = args.mean == nullptr ? &differentiate_row<Element, false>
+                                                    : &differentiate_row<Element, true>;
     for (int64_t chunk = begin; chunk < end; ++chunk) {
-      float* weight_sums = args.partials + chunk * 2 * args.channels;
-      float* bias_sums = weight_sums + args.channels;
-      std::memset(weight_sums, 0, static_cast<size_t>(2 * args.channels) * sizeof(float));
+      float* weight_sums = args.partials + chunk * sums;
+      float* bias_sums = weight_sums + args.channels;  // an RMS norm has none
+      std::memset(weight_sums, 0, static_cast<size_t>(sums) * sizeof(float));
       for (int64_t row = chunks.begin(chunk); row < chunks.begin(chunk + 1); ++row) {
-        differentiate_row<decltype(element)>(args, row, weight_sums, bias_sums);
+        differentiate(args, row, weight_sums, bias_sums);
       }
     }
   });
@@ -138,11 +153,12 @@ void layer_norm_backward(const LayerNormBackwardArgs& args) {
   parallel_for(chunks.count, 1, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
   ChunkSum sum{.partials = args.partials,
                .chunks = chunks.count,
-               .stride = 2 * args.channels,
+               .stride = args.sums_numel(),
                .columns = args.channels,
                .dtype = args.dtype,
                .target = args.weight_grad};
   sum_chunks(sum);
+  if (args.mean == nullptr) return;
   sum.partials += args.channels;
   sum.target = args.bias_grad;
   sum_chunks(sum);

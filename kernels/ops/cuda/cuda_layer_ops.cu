@@ -98,6 +98,27 @@ size_t CudaLayerOps::layer_norm_workspace_bytes(int64_t rows, int64_t channels) 
   return cuda::layer_norm_workspace_bytes({rows, channels});
 }
 
+void CudaLayerOps::rms_norm_forward(const RmsNorm& op) {
+  const RowShape shape = checked(op);
+  launch([&](cudaStream_t stream) { cuda::rms_norm_forward(op, shape, stream); });
+}
+
+void CudaLayerOps::rms_norm_backward(const RmsNormBackward& op) {
+  const RowShape shape = checked(op);
+  Check("rms_norm", op.x.dtype)
+      .workspace(op.workspace, rms_norm_workspace_bytes(shape.rows, shape.columns));
+  launch([&](cudaStream_t stream) { cuda::rms_norm_backward(op, shape, stream); });
+}
+
+size_t CudaLayerOps::rms_norm_workspace_bytes(int64_t rows, int64_t channels) const {
+  return cuda::rms_norm_workspace_bytes({rows, channels});
+}
+
+void CudaLayerOps::add(const Add& op) {
+  check(op);
+  launch([&](cudaStream_t stream) { cuda::add(op.x, op.y, op.out, stream); });
+}
+
 void CudaLayerOps::linear_forward(const Linear& op) {
   const LinearShape shape = checked(op);
   Check("linear", shape.dtype)

@@ -27,6 +27,10 @@ class CudaLayerOps final : public LayerOps {
   void layer_norm_forward(const LayerNorm& op) override;
   void layer_norm_backward(const LayerNormBackward& op) override;
   size_t layer_norm_workspace_bytes(int64_t rows, int64_t channels) const override;
+  void rms_norm_forward(const RmsNorm& op) override;
+  void rms_norm_backward(const RmsNormBackward& op) override;
+  size_t rms_norm_workspace_bytes(int64_t rows, int64_t channels) const override;
+  void add(const Add& op) override;
   void linear_forward(const Linear& op) override;
   void linear_backward(const LinearBackward& op) override;
   size_t linear_workspace_bytes(DType dtype, int64_t rows, int64_t in, int64_t out,

@@ -1,5 +1,5 @@
-// GELU and dropout. Each output element depends on the input elements of its index alone, so
-// outputs may be inputs.
+// GELU, addition and dropout. Each output element depends on the input elements of its index alone,
+// so outputs may be inputs.
 #include "kernels/ops/cuda/element_math.h"
 #include "kernels/ops/cuda/launch-inl.cuh"
 #include "kernels/ops/cuda/layer_kernels.cuh"
@@ -16,7 +16,7 @@ struct GeluOf {
 struct GeluGradOf {
   __device__ float operator()(float x, float out_grad) const { return out_grad * gelu_slope(x); }
 };
-struct Add {
+struct Sum {
   __device__ float operator()(float x, float y) const { return x + y; }
 };
 
@@ -84,14 +84,14 @@ void gelu_backward(const LayerOps::GeluBackward& op, cudaStream_t stream) {
   map(op.x, op.out_grad, op.x_grad, GeluGradOf(), stream);
 }
 
+void add(const TensorView& x, const TensorView& y, const TensorView& out, cudaStream_t stream) {
+  if (y) return map(x, y, out, Sum(), stream);
+  if (out.data == x.data) return;
+  check_cuda(cudaMemcpyAsync(out.data, x.data, x.bytes(), cudaMemcpyDefault, stream), "copying");
+}
+
 void dropout(const LayerOps::Dropout& op, const DropoutStream& dropout, cudaStream_t stream) {
-  if (!dropout.drops()) {
-    if (op.residual) return map(op.x, op.residual, op.out, Add(), stream);
-    if (op.out.data == op.x.data) return;
-    return check_cuda(
-        cudaMemcpyAsync(op.out.data, op.x.data, op.x.bytes(), cudaMemcpyDefault, stream),
-        "copying what no dropout touches");
-  }
+  if (!dropout.drops()) return add(op.x, op.residual, op.out, stream);
   with_element(op.x.dtype, [&](auto element) {
     using Element = decltype(element);
     using Stored = typename Element::Stored;

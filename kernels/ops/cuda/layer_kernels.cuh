@@ -29,6 +29,10 @@ void layer_norm_forward(const LayerOps::LayerNorm& op, const RowShape& shape, cu
 void layer_norm_backward(const LayerOps::LayerNormBackward& op, const RowShape& shape,
                          cudaStream_t stream);
 size_t layer_norm_workspace_bytes(const RowShape& shape);
+void rms_norm_forward(const LayerOps::RmsNorm& op, const RowShape& shape, cudaStream_t stream);
+void rms_norm_backward(const LayerOps::RmsNormBackward& op, const RowShape& shape,
+                       cudaStream_t stream);
+size_t rms_norm_workspace_bytes(const RowShape& shape);
 
 // target (columns) = the sum of the rows of x. `partials` is column_sum_bytes of scratch. Does
 // nothing when the target is not wanted.
@@ -44,6 +48,8 @@ size_t column_sum_bytes(const RowShape& shape);
 
 void gelu_forward(const LayerOps::Gelu& op, cudaStream_t stream);
 void gelu_backward(const LayerOps::GeluBackward& op, cudaStream_t stream);
+// out = x + y; a null y is zero.
+void add(const TensorView& x, const TensorView& y, const TensorView& out, cudaStream_t stream);
 void dropout(const LayerOps::Dropout& op, const DropoutStream& dropout, cudaStream_t stream);
 
 // Whether there is a kernel for heads of that size.

@@ -54,6 +54,33 @@ TEST_P(LayerElementwiseTest, GeluBackwardMatchesDoublePrecisionInPlace) {
   EXPECT_TRUE(x_grad.same_bits(in_place));
 }
 
+TEST_P(LayerElementwiseTest, AddMatchesDoublePrecisionInPlaceToo) {
+  const Tensor x = Tensor::normal(dtype(), {numel()}, 1);
+  const Tensor y = Tensor::normal(dtype(), {numel()}, 2);
+  const Tensor out(dtype(), {numel()});
+  const Tensor into_x = x.copy(), into_y = y.copy();
+  bench_->add({.x = x, .y = y, .out = out});
+  bench_->add({.x = into_x, .y = y, .out = into_x});
+  bench_->add({.x = x, .y = into_y, .out = into_y});
+  bench_.finish();
+  Reals want;
+  for (int64_t i = 0; i < numel(); ++i) want.push_back(Real(x[i]) + Real(y[i]));
+  expect_close(out, want, "out");
+  EXPECT_TRUE(into_x.same_bits(out));
+  EXPECT_TRUE(into_y.same_bits(out));
+}
+
+TEST_P(LayerElementwiseTest, AddWithoutASecondAddendCopiesEveryBit) {
+  Tensor x = Tensor::normal(dtype(), {numel()}, 1);
+  x.set(numel() - 1, std::numeric_limits<double>::quiet_NaN());
+  const Tensor out(dtype(), {numel()}), in_place = x.copy();
+  bench_->add({.x = x, .out = out});
+  bench_->add({.x = in_place, .out = in_place});
+  bench_.finish();
+  EXPECT_TRUE(out.same_bits(x));
+  EXPECT_TRUE(in_place.same_bits(x));
+}
+
 INSTANTIATE_TEST_SUITE_P(Sizes, LayerElementwiseTest,
                          ::testing::Combine(::testing::ValuesIn(kLayerDTypes),
                                             ::testing::Values(1, 15, 384, 5003)));

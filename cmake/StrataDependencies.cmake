@@ -34,6 +34,7 @@ endif()
 
 find_package(MPI COMPONENTS CXX QUIET)
 find_path(STRATA_NCCL_INCLUDE nccl.h HINTS /usr/local/cuda/include)
+find_path(STRATA_NVTX_INCLUDE nvtx3/nvToolsExt.h HINTS /usr/local/cuda/include)
 
 message(STATUS "Strata: CUDA ${STRATA_HAVE_CUDA}, MPI ${MPI_CXX_FOUND}, NCCL ${STRATA_NCCL_INCLUDE}, "
                "parallel_for on ${STRATA_PARALLEL}")

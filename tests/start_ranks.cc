@@ -3,9 +3,11 @@
 //
 //   start_ranks RANKS PROGRAM ARGUMENT...
 #include <arpa/inet.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
@@ -39,6 +41,7 @@ int main(int argc, char** argv) {
     set("RANK", rank);
     set("LOCAL_RANK", rank);
     if (fork() == 0) {
+      prctl(PR_SET_PDEATHSIG, SIGKILL);  // where the tests are ended, so are the ranks
       execv(argv[2], argv + 2);
       std::perror(argv[2]);
       _exit(2);

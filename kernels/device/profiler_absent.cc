@@ -1,4 +1,4 @@
-// In place of profiler_nvtx.cc where the build has no CUDA toolkit, which NVTX comes with.
+// In place of profiler_nvtx.cc where the build has no CUDA, or the toolkit no NVTX.
 #include "kernels/device/profiler_range.h"
 
 namespace strata {

@@ -2,7 +2,7 @@
 // Systems shows them on the thread, and what is launched on a GPU meanwhile on the GPU's rows.
 //
 // They are NVTX's, and cost next to nothing where nobody listens; a stub takes their place where
-// the toolkit was absent at build time (profiler_absent.cc).
+// CUDA or NVTX was absent at build time (profiler_absent.cc).
 #pragma once
 
 #include "strata/traffic.h"

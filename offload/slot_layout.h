@@ -19,8 +19,14 @@ struct Extent {
 
 class SlotLayout {
  public:
-  // `piece_bytes`: of each sub-group's extent, multiples of 4096; none where nothing is on disk.
-  SlotLayout(const std::vector<std::vector<uint64_t>>& piece_bytes, int slots);
+  // A part of an extent, cut into pieces of one size, of which the last may be shorter; multiples
+  // of 4096.
+  struct Run {
+    uint64_t bytes = 0;
+    uint64_t piece_bytes = 0;
+  };
+  // `runs`: of each sub-group's extent; none where nothing is on disk.
+  SlotLayout(const std::vector<std::vector<Run>>& runs, int slots);
 
   int slots() const { return slots_; }
   uint64_t file_bytes() const { return file_bytes_; }
@@ -28,7 +34,7 @@ class SlotLayout {
   size_t sub_groups() const { return extents_.size(); }
 
   // Pieces of one slot of every sub-group, which count through.
-  size_t pieces() const { return piece_end_.size(); }
+  size_t pieces() const { return pieces_; }
   // Those of a sub-group that make up a part of its extent. Throws Error for a part that begins or
   // ends inside a piece.
   struct PieceRange {
@@ -41,11 +47,20 @@ class SlotLayout {
   int32_t sub_group_of(size_t piece) const;
 
  private:
+  struct PlacedRun {
+    Run run;
+    int32_t sub_group = 0;
+    uint64_t offset = 0;  // in its extent
+    size_t first_piece = 0;
+  };
+  const PlacedRun& run_of(size_t piece) const;
+
   int slots_;
   uint64_t file_bytes_ = 0;
-  std::vector<Extent> extents_;      // of slot 0; the others follow it
-  std::vector<size_t> first_piece_;  // by sub-group, and the number of all
-  std::vector<uint64_t> piece_end_;  // in its extent
+  size_t pieces_ = 0;
+  std::vector<Extent> extents_;    // of slot 0; the others follow it
+  std::vector<size_t> first_run_;  // by sub-group, and the number of all
+  std::vector<PlacedRun> runs_;
 };
 
 }  // namespace strata::offload

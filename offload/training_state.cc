@@ -108,18 +108,17 @@ bool TrainingStateSpec::loads_param(const SubGroup& group) const {
 }
 
 SlotLayout TrainingStateSpec::slot_layout() const {
-  std::vector<std::vector<uint64_t>> pieces;
+  std::vector<std::vector<SlotLayout::Run>> runs;
   for (const SubGroup& group : sub_groups) {
-    std::vector<uint64_t>& bytes = pieces.emplace_back();
+    std::vector<SlotLayout::Run>& of_group = runs.emplace_back();
     for (size_t i = 0; i < kOptimizerKindCount; ++i) {
-      if (group.state_tier[i] != Tier::nvme || grain_bytes(kOptimizerKinds[i]) == 0) continue;
-      for (int64_t at = 0; at < group.grains.grains(); at += kTransferAlignGrains) {
-        const int64_t grains = std::min(kTransferAlignGrains, group.grains.grains() - at);
-        bytes.push_back(padded_bytes(kOptimizerKinds[i], grains));
-      }
+      const StateKind kind = kOptimizerKinds[i];
+      if (group.state_tier[i] != Tier::nvme || grain_bytes(kind) == 0) continue;
+      of_group.push_back(
+          {padded_bytes(kind, group.grains.grains()), padded_bytes(kind, kTransferAlignGrains)});
     }
   }
-  return SlotLayout(pieces, slots);
+  return SlotLayout(runs, slots);
 }
 
 LinkBytes read_traffic(const TrainingStateSpec& spec, const SubGroup& group) {

@@ -258,10 +258,14 @@ void PipelineCase::check_sample(int64_t step) {
 }
 
 void PipelineCase::check(int64_t grain, StateKind kind, const std::vector<std::byte>& expected) {
-  // From where a transfer may start: a grain alone need not start at a disk block.
+  // What is read as a whole: a grain alone need not start at a disk block.
   const int64_t sub_group_grains = rig_.spec().sub_groups.front().grains.grains();
   const int64_t skipped = grain % sub_group_grains % offload::kTransferAlignGrains;
-  rig_.state().read(kind, {grain - skipped, grain + 1}, rig_.transfer().data());
+  const int64_t begin = grain - skipped;
+  const int64_t end =
+      std::min({begin + offload::kTransferAlignGrains,
+                (begin / sub_group_grains + 1) * sub_group_grains, rig_.spec().param.grains()});
+  rig_.state().read(kind, {begin, end}, rig_.transfer().data());
   const std::byte* const found = rig_.transfer().data() + skipped * rig_.spec().grain_bytes(kind);
   if (std::memcmp(found, expected.data(), expected.size()) == 0) return;
   throw CorruptionError(

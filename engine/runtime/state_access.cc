@@ -151,11 +151,11 @@ void StateAccess::restore_parameters() {
 
 void StateAccess::fill_initial(GrainRange chunk, bool trainable, const InitialValues& initial) {
   std::fill_n(values_, chunk.numel(), 0.0f);
-  for_parameters(chunk, trainable,
-                 [&](const FlatBuffer&, const Parameter& parameter, int64_t first, int64_t count,
-                     int64_t at) {
-                   fill(parameter, first, {values_ + at, static_cast<size_t>(count)}, initial);
-                 });
+  for_parameters(
+      chunk, trainable,
+      [&](const FlatBuffer&, const Parameter& parameter, int64_t first, int64_t count, int64_t at) {
+        fill(parameter, first, {values_ + at, static_cast<size_t>(count)}, initial);
+      });
 }
 
 void StateAccess::store_weights(GrainRange chunk) {

@@ -14,7 +14,8 @@ namespace {
 
 constexpr uint64_t kBlock = 4096;
 
-// Sub-groups of 3 and 2 pieces, and one of none between them, in two slots.
+// Sub-groups of 3 and 2 pieces, and one of none between them, in two slots; the first one's last
+// piece is the short end of a run.
 class ExtentSumsTest : public testing::Test {
  protected:
   static std::vector<std::byte> bytes(uint64_t count, int seed) {
@@ -33,7 +34,8 @@ class ExtentSumsTest : public testing::Test {
     return "";
   }
 
-  const SlotLayout layout_{{{kBlock, 2 * kBlock, kBlock}, {}, {kBlock, kBlock}}, 2};
+  const SlotLayout layout_{
+      {{{kBlock, kBlock}, {3 * kBlock, 2 * kBlock}}, {}, {{2 * kBlock, kBlock}}}, 2};
   const std::string path_ = "state";
   ExtentSums sums_{layout_, path_, true};
 };

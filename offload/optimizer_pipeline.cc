@@ -30,6 +30,7 @@ bool OptimizerPipeline::has_parameters(int32_t sub_group) const {
 Event OptimizerPipeline::parameters(int32_t sub_group) { return graph_->parameters(sub_group); }
 void OptimizerPipeline::drain() { graph_->drain(); }
 void OptimizerPipeline::settle() { graph_->settle(); }
+void OptimizerPipeline::await_writes() { graph_->await_writes(); }
 LinkBytes OptimizerPipeline::promised() const { return graph_->promised(); }
 
 }  // namespace strata::offload

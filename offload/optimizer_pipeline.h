@@ -100,9 +100,12 @@ class OptimizerPipeline {
   // sub-group is read again only after its own. Throws the first failure, of an earlier step's
   // writes too; the pipeline is then unusable.
   void drain();
-  // Drops what was read ahead and waits for the writes as well: before SlotStore::commit(), and
-  // before anybody else looks at the state. Throws likewise.
+  // Drops what was read ahead and waits for the writes as well, before anybody else looks at the
+  // state. Throws likewise.
   void settle();
+  // Waits until the state of everything taken so far is on nvme: before SlotStore::make_durable().
+  // Any thread, while nothing is submitted. Throws the first failure.
+  void await_writes();
 
   // Bytes that everything taken so far moves, done or not. Its transfers carry
   // TrafficTag::of_update; settled, this is what the traffic sink was told of them.

@@ -69,6 +69,11 @@ void OptimizerPipeline::Graph::submit(int32_t sub_group, Purpose purpose, const 
     const std::lock_guard lock(mutex_);
     job.submitted = true;
     job.submission = {purpose, gradient, now_ns()};
+    if (job.on_disk) {
+      job.submission.from_slot = parts_.state.store()->current_slot();
+      job.submission.to_slot = parts_.state.store()->next_slot();
+    }
+    if (writes(job, purpose)) ++to_write_;
     job.expected = false;
     ++job.passes;
     ++passes_;
@@ -91,6 +96,7 @@ bool OptimizerPipeline::Graph::recall(int32_t sub_group) {
   job.expected = true;
   --job.passes;
   --passes_;
+  if (writes(job, job.submission.purpose)) --to_write_;
   promised_ = promised_ - traffic(job, job.submission.purpose);
   return true;
 }
@@ -131,6 +137,12 @@ void OptimizerPipeline::Graph::settle() {
   parts_.param_in.synchronize();
 }
 
+void OptimizerPipeline::Graph::await_writes() {
+  std::unique_lock lock(mutex_);
+  wait_until(lock, [this] { return to_write_ == 0; });
+  if (failure_ != nullptr) std::rethrow_exception(failure_);
+}
+
 LinkBytes OptimizerPipeline::Graph::promised() const {
   const std::lock_guard lock(mutex_);
   return promised_;
@@ -158,6 +170,10 @@ void OptimizerPipeline::Graph::start_reads() {
     move(*job, Where::reading);
     job->staging = staging_.take();
     job->spans.purpose = job->submitted ? job->submission.purpose : Purpose::update;
+    if (job->on_disk) {
+      job->from_slot =
+          job->submitted ? job->submission.from_slot : parts_.state.store()->current_slot();
+    }
     hand_over(job);
     read_.try_put(job);
   }

@@ -37,6 +37,7 @@ class OptimizerPipeline::Graph {
   Event parameters(int32_t sub_group);
   void drain();
   void settle();
+  void await_writes();
   LinkBytes promised() const;
 
  private:
@@ -57,6 +58,7 @@ class OptimizerPipeline::Graph {
     Purpose purpose = Purpose::update;
     Event gradient;  // what the update waits for
     int64_t since_ns = 0;
+    int from_slot = 0, to_slot = 0;
   };
 
   struct Job {
@@ -82,6 +84,7 @@ class OptimizerPipeline::Graph {
     // The holder's.
     std::byte* staging = nullptr;
     UpdateSpans spans;
+    int from_slot = 0, to_slot = 0;
   };
 
   // Jobs in the order in which they came.
@@ -132,6 +135,9 @@ class OptimizerPipeline::Graph {
   void write(Job& job);
 
   LinkBytes traffic(const Job& job, Purpose purpose) const;
+  static bool writes(const Job& job, Purpose purpose) {
+    return job.on_disk && purpose != Purpose::restoration;
+  }
   std::span<std::byte> state_of(const Job& job, bool restores) const;
   IoCommand state_command(const Job& job, io::Op op) const;
   void update_on_device(Job& job, const Event& gradient);
@@ -193,6 +199,7 @@ class OptimizerPipeline::Graph {
   size_t next_ahead_ = 0;           // in ahead_
   size_t under_way_ = 0;            // jobs that are neither away nor there
   int64_t passes_ = 0;              // of all jobs
+  int64_t to_write_ = 0;            // of them, those whose state is not on nvme yet
   LinkBytes promised_ = {};
   std::exception_ptr failure_;
 

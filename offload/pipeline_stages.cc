@@ -62,7 +62,8 @@ std::span<std::byte> OptimizerPipeline::Graph::state_of(const Job& job, bool res
 IoCommand OptimizerPipeline::Graph::state_command(const Job& job, io::Op op) const {
   const SlotStore& store = *parts_.state.store();
   const int32_t sub_group = job.group->index;
-  const Extent extent = op == io::Op::read ? store.current(sub_group) : store.next(sub_group);
+  const Extent extent =
+      store.layout().extent(sub_group, op == io::Op::read ? job.from_slot : job.to_slot);
   IoCommand command;
   const auto state = state_of(job, job.spans.purpose == Purpose::restoration);
   command.file = &store.file();
@@ -126,6 +127,7 @@ void OptimizerPipeline::Graph::update(Job& job) {
 void OptimizerPipeline::Graph::enqueue_update(Job& job, const Submission& submission) {
   place(job);
   job.spans.purpose = submission.purpose;
+  job.to_slot = submission.to_slot;
   const int32_t sub_group = job.group->index;
   Queue& queue = parts_.host_update;
   Arrival arrival(job, &Graph::arrive_updated);  // reports whatever happens below
@@ -139,8 +141,8 @@ void OptimizerPipeline::Graph::enqueue_update(Job& job, const Submission& submis
     const bool restores = submission.purpose == Purpose::restoration;
     if (job.on_disk) {
       host_updates_.begin({StateKind::master, sub_group, "check"});
-      queue.run([this, sub_group, state = state_of(job, restores)] {
-        parts_.state.store()->check_current(sub_group, 0, state);
+      queue.run([this, sub_group, slot = job.from_slot, state = state_of(job, restores)] {
+        parts_.state.store()->check(sub_group, slot, 0, state);
       });
       host_updates_.end();
     }
@@ -149,8 +151,8 @@ void OptimizerPipeline::Graph::enqueue_update(Job& job, const Submission& submis
     host_updates_.end();
     if (job.on_disk && !restores) {
       host_updates_.begin({StateKind::master, sub_group, "seal"});
-      queue.run([this, sub_group, state = state_of(job, restores)] {
-        parts_.state.store()->seal_next(sub_group, 0, state);
+      queue.run([this, sub_group, slot = job.to_slot, state = state_of(job, restores)] {
+        parts_.state.store()->seal(sub_group, slot, 0, state);
       });
       host_updates_.end();
     }
@@ -255,6 +257,7 @@ void OptimizerPipeline::Graph::arrive_written(void* context, std::exception_ptr 
   Graph& graph = *job.graph;
   const std::lock_guard lock(graph.mutex_);
   if (!graph.last_arrival(job, std::move(failure))) return;
+  if (writes(job, job.spans.purpose)) --graph.to_write_;
   if (job.group->param_tier == Tier::nvme) graph.end_pass(job, {});
   graph.put_back(job);
 }

@@ -52,8 +52,7 @@ SlotStore::SlotStore(SlotLayout layout, Files files, Pump& pump, const Memory& m
       files_(std::move(files)),
       pump_(pump),
       memory_(memory),
-      sums_(layout_, files_.state.path(), memory.checksums),
-      slot_of_(layout_.sub_groups(), 0) {
+      sums_(layout_, files_.state.path(), memory.checksums) {
   if (layout_.slots() > 1 &&
       (!files_.journal || memory_.record.size() < RecordLayout(layout_).bytes)) {
     throw Error("a store with two slots needs a journal and memory for one record");
@@ -67,70 +66,60 @@ std::vector<int> SlotStore::descriptors() const {
   return descriptors;
 }
 
-Extent SlotStore::current(int32_t sub_group) const {
-  return layout_.extent(sub_group, slot_of(sub_group));
-}
-
-Extent SlotStore::next(int32_t sub_group) const {
-  return layout_.extent(sub_group, next_slot_of(sub_group));
-}
-
-void SlotStore::seal_next(int32_t sub_group, uint64_t offset, std::span<const std::byte> data) {
-  sums_.seal(sub_group, next_slot_of(sub_group), offset, data);
-}
-
 void SlotStore::seal(int32_t sub_group, int slot, uint64_t offset,
                      std::span<const std::byte> data) {
   sums_.seal(sub_group, slot, offset, data);
 }
 
-void SlotStore::check_current(int32_t sub_group, uint64_t offset,
-                              std::span<const std::byte> data) const {
-  sums_.check(sub_group, slot_of(sub_group), offset, data);
+void SlotStore::check(int32_t sub_group, int slot, uint64_t offset,
+                      std::span<const std::byte> data) const {
+  sums_.check(sub_group, slot, offset, data);
 }
 
 void SlotStore::begin(uint64_t generation, std::span<const std::byte> payload) {
   if (layout_.slots() == 1) return;
   flush(files_.state, "flush state");
   generation_ = generation;
-  write_record(payload);
+  write_record(payload, /*of_update=*/false);
+}
+
+void SlotStore::advance() {
+  if (layout_.slots() == 1) return;
+  slot_ = next_slot();
+  ++generation_;
+  promised_bytes_ += RecordLayout(layout_).bytes;
+}
+
+void SlotStore::make_durable(std::span<const std::byte> payload) {
+  if (layout_.slots() == 1) return;
+  flush(files_.state, "flush state");
+  write_record(payload, /*of_update=*/true);
 }
 
 void SlotStore::commit(std::span<const std::byte> payload) {
-  if (layout_.slots() == 1) return;
-  flush(files_.state, "flush state");
-  for (uint8_t& slot : slot_of_) slot ^= 1;
-  ++generation_;
-  try {
-    write_record(payload);
-  } catch (...) {
-    for (uint8_t& slot : slot_of_) slot ^= 1;
-    --generation_;
-    throw;
-  }
+  advance();
+  make_durable(payload);
 }
 
-void SlotStore::write_record(std::span<const std::byte> payload) {
+void SlotStore::write_record(std::span<const std::byte> payload, bool of_update) {
   if (payload.size() > kMaxPayloadBytes) throw Error("a journal payload is at most 4096 bytes");
   const RecordLayout at(layout_);
   const std::span<std::byte> record = memory_.record.first(at.bytes);
   std::fill(record.begin(), record.end(), std::byte{0});
   RecordHeader header = {kMagic,        0, generation_, layout_.sub_groups(), layout_.pieces(),
                          payload.size()};
-  std::memcpy(record.data() + at.slots, slot_of_.data(), slot_of_.size());
-  for (size_t piece = 0; piece < layout_.pieces(); ++piece) {
-    const uint64_t sum = sums_.of_slot(slot_of(layout_.sub_group_of(piece)))[piece];
-    std::memcpy(record.data() + at.sums + piece * sizeof(sum), &sum, sizeof(sum));
-  }
+  std::memset(record.data() + at.slots, current_slot(), layout_.sub_groups());
+  const std::span<const uint64_t> sums = sums_.of_slot(current_slot());
+  std::memcpy(record.data() + at.sums, sums.data(), sums.size_bytes());
   if (!payload.empty()) std::memcpy(record.data() + at.payload, payload.data(), payload.size());
   std::memcpy(record.data(), &header, sizeof(header));
   header.checksum = checksum_of(record);
   std::memcpy(record.data(), &header, sizeof(header));
-  transfer_record(io::Op::write, generation_);
+  transfer_record(io::Op::write, generation_, of_update);
   flush(*files_.journal, "flush journal");
 }
 
-void SlotStore::transfer_record(io::Op op, uint64_t generation) {
+void SlotStore::transfer_record(io::Op op, uint64_t generation, bool of_update) {
   const uint64_t bytes = RecordLayout(layout_).bytes;
   pump_
       .submit({.op = op,
@@ -138,7 +127,7 @@ void SlotStore::transfer_record(io::Op op, uint64_t generation) {
                .offset = (generation % 2) * bytes,
                .data = memory_.record.data(),
                .bytes = bytes,
-               .tag = {.label = "journal"}})
+               .tag = {.label = "journal", .of_update = of_update}})
       .wait();
 }
 
@@ -192,10 +181,10 @@ std::optional<JournalRecord> SlotStore::recover(uint64_t newest_generation) {
 
 void SlotStore::put_in_force(const JournalRecord& record) {
   generation_ = record.generation;
-  slot_of_ = record.slot_of;
+  slot_ = record.slot_of.empty() ? 0 : record.slot_of.front();
   sums_.forget();
-  for (size_t group = 0; group < slot_of_.size(); ++group) {
-    sums_.restore(static_cast<int32_t>(group), slot_of_[group], record.sums);
+  for (size_t group = 0; group < layout_.sub_groups(); ++group) {
+    sums_.restore(static_cast<int32_t>(group), slot_, record.sums);
   }
 }
 

@@ -1,19 +1,21 @@
 // Slots: places on disk for the sub-groups' state, and the journal that says which of them count.
 //
-// A sub-group with state on nvme has one slot or two. With two, a step writes the slot that does
-// not count; commit() makes the writes durable, appends a journal record, and only then flips.
-// Whatever happens before that leaves the step before untouched. The record carries the checksums
-// of what it makes count, and a payload that this room never reads.
+// A sub-group with state on nvme has one slot or two. With two, a step writes the slot that is not
+// current; advance() makes it so for what is read from then on, and make_durable() makes it count:
+// it flushes what was written and appends a journal record. Until that is done nobody writes to the
+// slot of the step before, so whatever happens leaves one of the two. The record carries the
+// checksums of what it makes count, and a payload that this room never reads.
 //
 // The journal is two record places used in turn, so the last two records survive; recover() takes
-// the newest whose checksum holds. Ranks commit together: after commit() nobody starts the next
-// step before all are through, so that their newest records are at most one generation apart and
+// the newest whose checksum holds. Ranks commit together: nobody writes the next step's state
+// before all are through, so that their newest records are at most one generation apart and
 // the older of the two is whole everywhere; they recover the smallest of their newest.
 //
-// Threads: one driver thread calls commit() and flip-related verbs; extents may be asked, sealed
-// and checked by any thread between commits.
+// Threads: one driver thread, which may leave make_durable() to another and waits for it before it
+// calls anything else but what is said to be for any thread.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -60,22 +62,30 @@ class SlotStore {
   // Descriptors of all files that the store's transfers go to.
   std::vector<int> descriptors() const;
 
-  // The slot that holds the last committed state, and the one the next step writes.
-  Extent current(int32_t sub_group) const;
-  Extent next(int32_t sub_group) const;
+  // The slot of every sub-group that holds the state, and the one the next step writes. Any thread.
+  int current_slot() const { return slot_; }
+  int next_slot() const { return (slot_ + 1) % layout_.slots(); }
+  Extent current(int32_t sub_group) const { return layout_.extent(sub_group, current_slot()); }
+  Extent next(int32_t sub_group) const { return layout_.extent(sub_group, next_slot()); }
 
-  // What will be written of a sub-group's next slot, from `offset` in it on; and what was read of
-  // its current one. As ExtentSums' verbs.
-  void seal_next(int32_t sub_group, uint64_t offset, std::span<const std::byte> data);
-  void check_current(int32_t sub_group, uint64_t offset, std::span<const std::byte> data) const;
+  // What will be written of a sub-group's slot, from `offset` in it on, and what was read of it, as
+  // ExtentSums' verbs. Any thread.
   void seal(int32_t sub_group, int slot, uint64_t offset, std::span<const std::byte> data);
+  void check(int32_t sub_group, int slot, uint64_t offset, std::span<const std::byte> data) const;
 
   // Everything in the current slots is what training begins with, and counts as this generation:
   // makes it durable. With one slot there is nothing to record. Throws IoError.
   void begin(uint64_t generation, std::span<const std::byte> payload);
-  // All writes of this step have completed: flush, record, flush, flip. With one slot there is
-  // nothing to keep apart, and this returns at once. Throws IoError; then nothing was flipped.
+  // With two slots: what the last step writes is current, and the next generation; not durable yet.
+  void advance();
+  // All writes of the current generation have completed: flush, record, flush. With one slot there
+  // is nothing to keep apart, and this returns at once. Throws IoError; the generation before then
+  // counts, or this one where its record was written.
+  void make_durable(std::span<const std::byte> payload);
+  // Both, one after the other.
   void commit(std::span<const std::byte> payload);
+  // Bytes of records that advance() has let in for. Their transfers carry TrafficTag::of_update.
+  uint64_t promised_bytes() const { return promised_bytes_; }
 
   // Reads the journal and puts its newest valid record of at most that generation in force; nullopt
   // when there is none. A newer record is erased: what is written next goes where its state lies.
@@ -83,13 +93,11 @@ class SlotStore {
       uint64_t newest_generation = std::numeric_limits<uint64_t>::max());
 
  private:
-  int slot_of(int32_t sub_group) const { return slot_of_[static_cast<size_t>(sub_group)]; }
-  int next_slot_of(int32_t sub_group) const { return (slot_of(sub_group) + 1) % layout_.slots(); }
   std::optional<JournalRecord> read_record(uint64_t place);
   void put_in_force(const JournalRecord& record);
-  void write_record(std::span<const std::byte> payload);
+  void write_record(std::span<const std::byte> payload, bool of_update);
   // The place of a generation's record.
-  void transfer_record(io::Op op, uint64_t generation);
+  void transfer_record(io::Op op, uint64_t generation, bool of_update = false);
   void flush(const io::FileSpace& file, const char* label);
 
   const SlotLayout layout_;
@@ -98,7 +106,8 @@ class SlotStore {
   const Memory memory_;
   ExtentSums sums_;
   uint64_t generation_ = 0;
-  std::vector<uint8_t> slot_of_;
+  uint64_t promised_bytes_ = 0;
+  std::atomic<int> slot_ = 0;
 };
 
 }  // namespace strata::offload

@@ -270,8 +270,8 @@ void TrainingState::read(StateKind kind, GrainRange grains, std::byte* buffer) {
   } else {
     const IoCommand command = slot_command(kind, grains, store_->current(group), buffer);
     transfer(io::Op::read, command);
-    store_->check_current(group, command.offset - store_->current(group).offset,
-                          {buffer, command.bytes});
+    store_->check(group, store_->current_slot(), command.offset - store_->current(group).offset,
+                  {buffer, command.bytes});
   }
 }
 

@@ -419,8 +419,7 @@ Group strata_group(ConfigDraft& draft) {
                 "false: one thing at a time, for measuring and debugging."),
        honoured("strata.overlap_update", boolean(out.overlap_update),
                 "With `overlap`: what is left of a step runs under the next forward pass, which "
-                "waits for each unit's own parameters. With two slots a step ends when it is "
-                "durable."),
+                "waits for each unit's own parameters. With two slots it becomes durable there."),
        honoured("strata.speculate",
                 choice(out.speculate, {{"auto", SpeculateChoice::automatic},
                                        {"never", SpeculateChoice::never},

@@ -122,6 +122,10 @@ LinkBytes step_traffic(const Plan& plan) {
       static_cast<uint64_t>(plan.state.grad.range(Tier::device).grains()) * sizeof(double);
   bytes_over(Activity::comm, traffic) +=
       static_cast<uint64_t>(plan.layout.world_size() - 1) * kStepDoubles * sizeof(double);
+  if (plan.commits()) {
+    bytes_over(Activity::comm, traffic) +=
+        static_cast<uint64_t>(plan.layout.world_size() - 1) * kCommitDoubles * sizeof(double);
+  }
   return traffic + update_traffic(plan);
 }
 
@@ -134,8 +138,6 @@ LinkBytes update_traffic(const Plan& plan) {
   if (plan.commits()) {
     const offload::SlotLayout slots = plan.state.slot_layout();
     bytes_over(Activity::nvme_write, traffic) += offload::SlotStore::journal_bytes(slots) / 2;
-    bytes_over(Activity::comm, traffic) +=
-        static_cast<uint64_t>(plan.layout.world_size() - 1) * kCommitDoubles * sizeof(double);
   }
   return traffic;
 }

@@ -91,6 +91,7 @@ Runtime::Runtime(Model model, const Config& config, const World& world,
   landing_ = make_host_queue({"landing", optimizer_threads}, host, recorder_);
   host_update_ =
       make_host_queue({"host update", optimizer_threads, binding.places}, host, recorder_);
+  commit_ = make_host_queue({"commit", 1}, host, recorder_);
   passes_ = std::make_unique<ComputeSpans>(*compute_, recorder_);
   const bool on_gpu = device_->kind() == DeviceKind::cuda;
   layer_ops_ = on_gpu ? ops::make_cuda_layer_ops(*compute_)
@@ -199,6 +200,7 @@ void Runtime::complete_units() {
 
 // Work that a failure left behind still uses what is about to go.
 Runtime::~Runtime() {
+  commit_->finish();
   updater_.reset();
   for (const auto& queue : {&compute_, &copy_in_, &param_in_, &copy_out_, &param_out_, &comm_queue_,
                             &activations_in_, &activations_out_, &landing_, &host_update_}) {
@@ -324,7 +326,7 @@ void Runtime::execute(const Program& program, bool training, ScoreRows* scores) 
         break;
       case Action::Op::reduce:
         lander_->land(action.unit, action.micro_batch);
-        if (plan_->is_last(action.micro_batch)) updater_->landed(action.unit, lander_->landed());
+        if (plan_->is_last(action.micro_batch)) landed(action.unit);
         break;
       case Action::Op::save:
         activations_->save(action);
@@ -336,6 +338,12 @@ void Runtime::execute(const Program& program, bool training, ScoreRows* scores) 
     if (!config_.overlap) finish_all();
   }
   enter(nullptr);
+}
+
+// A unit's gradients are on their way, and its sub-groups may be updated behind them.
+void Runtime::landed(int unit) {
+  if (updater_->speculates() && !std::exchange(commit_awaited_, true)) await_commit();
+  updater_->landed(unit, lander_->landed());
 }
 
 void Runtime::finish_all() {
@@ -369,6 +377,7 @@ double Runtime::read_losses(size_t count) {
 
 void Runtime::settle() {
   updater_->settle();
+  commit_->synchronize();
   complete_units();
   // Every byte that was to be moved has been, by the count of completed transfers.
   if (promised() != recorder_.link_bytes(true)) {

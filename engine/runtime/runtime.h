@@ -190,7 +190,9 @@ class Runtime {
   LinkBytes planned(const StepResult& result) const;
   void update(StepResult& result, double sum_of_squares, double mean_scale);
   double clip_factor(double grad_norm) const;
-  void commit();
+  void landed(int unit);
+  void begin_commit();
+  void await_commit();
   // Every whole unit is complete on every rank, or on its way there.
   void complete_units();
   // Without overlap: one thing at a time.
@@ -221,6 +223,7 @@ class Runtime {
   std::unique_ptr<Queue> activations_out_;  // of the device: outputs that leave until then
   std::unique_ptr<Queue> landing_;          // of gradients on the host
   std::unique_ptr<Queue> host_update_;      // of state on host and nvme
+  std::unique_ptr<Queue> commit_;           // waits for writes, and makes them count
   std::unique_ptr<ComputeSpans> passes_;    // forward and backward through units
   std::unique_ptr<ops::LayerOps> layer_ops_;
   std::unique_ptr<ops::StateOps> device_state_ops_;
@@ -251,6 +254,7 @@ class Runtime {
   LossScaler loss_scaler_;
   int64_t step_ = 0;
   int64_t data_position_ = 0;
+  bool commit_awaited_ = false;   // in this step
   std::vector<double> of_ranks_;  // what an exchange brings
   Marks marks_;
   int64_t Marks::*phase_ = nullptr;  // that the driver enqueues

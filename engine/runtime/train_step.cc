@@ -46,6 +46,7 @@ Runtime::StepAccount Runtime::begin_step() {
   account.mean_scale =
       1.0 / (loss_scaler_.scale() * static_cast<double>(config_.accumulation_steps * world_.size));
   updater_->begin({account.number, rates, account.mean_scale});
+  commit_awaited_ = false;
   return account;
 }
 
@@ -96,6 +97,9 @@ LinkBytes Runtime::moved() const { return recorder_.link_bytes(false) + promised
 LinkBytes Runtime::promised() const {
   LinkBytes bytes = updater_->promised();
   bytes[static_cast<size_t>(Activity::comm)] += window_->promised_bytes();
+  if (plan_->commits()) {
+    bytes[static_cast<size_t>(Activity::nvme_write)] += store_->slots()->promised_bytes();
+  }
   return bytes;
 }
 
@@ -115,6 +119,7 @@ LinkBytes Runtime::planned(const StepResult& result) const {
 
 // Norm, clip factor, overflow decision; then every sub-group; then commit.
 void Runtime::update(StepResult& result, double sum_of_squares, double mean_scale) {
+  if (!updater_->speculates()) await_commit();
   result.grad_norm = std::sqrt(sum_of_squares) * mean_scale;
   result.skipped = !std::isfinite(sum_of_squares);
   if (result.skipped) {
@@ -126,7 +131,7 @@ void Runtime::update(StepResult& result, double sum_of_squares, double mean_scal
     ++step_;
   }
   loss_scaler_.update(result.skipped);
-  if (!result.skipped && plan_->commits()) commit();
+  if (!result.skipped && plan_->commits()) begin_commit();
   result.speculation = updater_->speculation();
 }
 
@@ -136,14 +141,29 @@ double Runtime::clip_factor(double grad_norm) const {
   return std::min(1.0, config_.gradient_clipping / (grad_norm + 1e-6));
 }
 
-// Nobody starts the next step, which writes over the generation before, until all ranks have this
-// one.
-void Runtime::commit() {
+// The step's state counts as soon as its writes are through and recorded, under what comes next.
+void Runtime::begin_commit() {
+  store_->slots()->advance();
+  commit_->run([this, payload = encode(run_state())] {
+    updater_->await_writes();
+    store_->slots()->make_durable(payload);
+  });
+  if (!config_.overlap) commit_->synchronize();
+}
+
+// Nobody writes over the generation before until all ranks have this one. Once a step, at the same
+// place on all of them: before its first update.
+void Runtime::await_commit() {
+  if (!plan_->commits()) return;
   {
     const WaitScope wait(recorder_, {StateKind::master, -1, offload::OptimizerPipeline::kWaitLabel},
                          "driver");
-    updater_->settle();
-    store_->slots()->commit(encode(run_state()));
+    try {
+      commit_->synchronize();
+    } catch (...) {
+      updater_->settle();  // where it was the update that failed, it knows the cause
+      throw;
+    }
   }
   of_all_ranks(std::array{0.0});
 }

@@ -1,6 +1,7 @@
 #include "engine/runtime/updater.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace strata::engine {
 
@@ -46,9 +47,7 @@ void Updater::begin(const Step& step) {
                 (choice_ == SpeculateChoice::automatic && policy_.worthwhile());
   speculated_.assign(speculated_.size(), false);
   to_land_ = units_;
-  if (speculates_) {
-    optimizer_.prepare(Purpose::speculation, step.number, step.rates, step.grad_scale);
-  }
+  prepared_ = false;
   pipeline_.read_ahead(speculates_ ? speculative_order_ : plan_.order_of_use);
 }
 
@@ -75,6 +74,9 @@ bool Updater::await_parameters(int unit, Queue& queue) {
 
 void Updater::landed(int unit, const Event& event) {
   if (!speculates_) return;
+  if (!std::exchange(prepared_, true)) {
+    optimizer_.prepare(Purpose::speculation, step_.number, step_.rates, step_.grad_scale);
+  }
   const auto [begin, end] = sub_groups_[static_cast<size_t>(unit)];
   for (int32_t s = begin; s < end; ++s) {
     if (--to_land_[static_cast<size_t>(s)] > 0 || !may_speculate(s)) continue;

@@ -52,7 +52,8 @@ class Updater {
   // had to wait. Throws what failed in the update.
   bool await_parameters(int unit, Queue& queue);
 
-  // The last of a unit's gradients lands at `event`: its sub-groups may be updated.
+  // The last of a unit's gradients lands at `event`: its sub-groups may be updated. Where the step
+  // speculates, nothing of the step before is under way by then.
   void landed(int unit, const Event& event);
 
   // Updates everything; all gradients have landed. Returns when that is on its way, or without
@@ -65,6 +66,10 @@ class Updater {
 
   // Waits for everything under way, writes to nvme too. Throws what failed.
   void settle() { pipeline_.settle(); }
+  // Whether sub-groups of the step begun last are updated inside backward. The same on all ranks.
+  bool speculates() const { return speculates_; }
+  // As OptimizerPipeline's.
+  void await_writes() { pipeline_.await_writes(); }
   // Bytes that all updates so far move, done or not.
   LinkBytes promised() const { return pipeline_.promised(); }
 
@@ -84,6 +89,7 @@ class Updater {
   std::vector<bool> awaited_;  // by unit: since the last update
   SpeculationPolicy policy_;
   bool speculates_ = false;       // in this step
+  bool prepared_ = false;         // for that
   std::vector<int> to_land_;      // by sub-group: units whose gradients have not landed
   std::vector<bool> speculated_;  // by sub-group: in this step
   std::vector<int32_t> begun_;    // skip()'s own

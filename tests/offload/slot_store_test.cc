@@ -128,13 +128,14 @@ TEST_F(JournalTest, ADamagedRecordFallsBackToTheOneBefore) {
   EXPECT_FALSE(open(false).recover().has_value());
 }
 
-TEST_F(JournalTest, APayloadTooLongFlipsNothing) {
-  SlotStore store = open(true);
-  commit(store, "step 1");
-  const Extent current = store.current(1);
-  const std::string too_long(SlotStore::kMaxPayloadBytes + 1, 'x');
-  EXPECT_THROW(commit(store, too_long), Error);
-  EXPECT_EQ(store.current(1).offset, current.offset);
+TEST_F(JournalTest, APayloadTooLongIsNotRecorded) {
+  {
+    SlotStore store = open(true);
+    commit(store, "step 1");
+    const std::string too_long(SlotStore::kMaxPayloadBytes + 1, 'x');
+    EXPECT_THROW(commit(store, too_long), Error);
+  }
+  EXPECT_EQ(text(*open(false).recover()), "step 1");
 }
 
 // Of one rank's two newest records it may have to take the older one: the other ranks' newest.
@@ -188,8 +189,8 @@ TEST_F(JournalTest, BeginsAtAnyGenerationWithoutFlipping) {
   EXPECT_EQ(text(*store.recover(17)), "loaded");
 }
 
-// Whatever transfer of a commit fails, the generation before stays in force, here and on disk.
-TEST_F(JournalTest, ACommitThatFailsAnywhereFlipsNothing) {
+// Whatever transfer of a commit fails, the generation before stays whole on disk.
+TEST_F(JournalTest, ACommitThatFailsAnywhereLeavesTheGenerationBefore) {
   constexpr int kTransfersOfACommit = 3;  // flush, record, flush
   for (int fails = 0; fails < kTransfersOfACommit; ++fails) {
     // The record before takes as many.
@@ -198,9 +199,7 @@ TEST_F(JournalTest, ACommitThatFailsAnywhereFlipsNothing) {
     {
       SlotStore store = open(true);
       commit(store, "step 1");
-      const Extent current = store.current(1);
       EXPECT_THROW(commit(store, "step 2"), IoError) << fails;
-      EXPECT_EQ(store.current(1).offset, current.offset) << fails;
     }
     pump_ = make_pump(traffic_);
     const auto record = open(/*create=*/false).recover();

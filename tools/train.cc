@@ -98,6 +98,10 @@ class Training {
     }
     baselines_ = ngram_baselines(corpus_);  // before ranks begin to wait for each other
     Engine engine(models::gpt2(gpt2_), config_, world_, engine_options);
+    if (engine.steps_done() >= options_.steps) {
+      throw ConfigError(fmt::format("'{}' is at step {} already: ask for more with --steps",
+                                    options_.resume, engine.steps_done()));
+    }
     keeps_run_ = engine.plan().recovery != "none";
     if (speaks()) introduce(engine);
     const bool interrupted = train(engine);

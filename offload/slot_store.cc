@@ -43,6 +43,32 @@ uint64_t checksum_of(std::span<const std::byte> record) {
 
 }  // namespace
 
+std::optional<JournalRecord> parse_record(std::span<const std::byte> bytes,
+                                          const SlotLayout& layout) {
+  const RecordLayout at(layout);
+  if (bytes.size() < at.bytes) return std::nullopt;
+  const std::span<const std::byte> record = bytes.first(at.bytes);
+  RecordHeader header;
+  std::memcpy(&header, record.data(), sizeof(header));
+  const bool valid = header.magic == kMagic && header.sub_groups == layout.sub_groups() &&
+                     header.pieces == layout.pieces() &&
+                     header.payload_bytes <= SlotStore::kMaxPayloadBytes &&
+                     header.checksum == checksum_of(record);
+  if (!valid) return std::nullopt;
+  JournalRecord result;
+  result.generation = header.generation;
+  result.slot_of.resize(layout.sub_groups());
+  std::memcpy(result.slot_of.data(), record.data() + at.slots, result.slot_of.size());
+  const bool has_slots = std::all_of(result.slot_of.begin(), result.slot_of.end(),
+                                     [&](uint8_t slot) { return slot < layout.slots(); });
+  if (!has_slots) return std::nullopt;
+  result.sums.resize(layout.pieces());
+  std::memcpy(result.sums.data(), record.data() + at.sums, layout.pieces() * sizeof(uint64_t));
+  const auto payload = record.subspan(at.payload, header.payload_bytes);
+  result.payload.assign(payload.begin(), payload.end());
+  return result;
+}
+
 uint64_t SlotStore::journal_bytes(const SlotLayout& layout) {
   return layout.slots() == 1 ? 0 : 2 * RecordLayout(layout).bytes;
 }
@@ -137,24 +163,7 @@ void SlotStore::flush(const io::FileSpace& file, const char* label) {
 
 std::optional<JournalRecord> SlotStore::read_record(uint64_t place) {
   transfer_record(io::Op::read, place);
-  const RecordLayout at(layout_);
-  const std::span<const std::byte> record = memory_.record.first(at.bytes);
-  RecordHeader header;
-  std::memcpy(&header, record.data(), sizeof(header));
-  const bool valid = header.magic == kMagic && header.sub_groups == layout_.sub_groups() &&
-                     header.pieces == layout_.pieces() &&
-                     header.payload_bytes <= kMaxPayloadBytes &&
-                     header.checksum == checksum_of(record);
-  if (!valid) return std::nullopt;
-  JournalRecord result;
-  result.generation = header.generation;
-  result.slot_of.resize(layout_.sub_groups());
-  std::memcpy(result.slot_of.data(), record.data() + at.slots, result.slot_of.size());
-  result.sums.resize(layout_.pieces());
-  std::memcpy(result.sums.data(), record.data() + at.sums, layout_.pieces() * sizeof(uint64_t));
-  const auto payload = record.subspan(at.payload, header.payload_bytes);
-  result.payload.assign(payload.begin(), payload.end());
-  return result;
+  return parse_record(memory_.record, layout_);
 }
 
 std::optional<JournalRecord> SlotStore::recover(uint64_t newest_generation) {

@@ -40,6 +40,11 @@ struct JournalRecord {
   std::vector<std::byte> payload;  // engine's own
 };
 
+// The record that `bytes` of the journal hold, for a store of this layout; nullopt for what was not
+// written so.
+std::optional<JournalRecord> parse_record(std::span<const std::byte> bytes,
+                                          const SlotLayout& layout);
+
 class SlotStore {
  public:
   struct Files {

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <tuple>
 
 #include "strata/error.h"
 
@@ -15,18 +14,20 @@ namespace {
 // Pieces are read at once.
 constexpr uint64_t kMostPieceBytes = uint64_t{64} << 20;
 
-void check_tensors(const safetensors::File& file, const std::vector<Piece>& pieces) {
+void check_tensors(const safetensors::File& file, const TensorPieces& tensors) {
   uint64_t bytes = 0;
-  for (const Piece& piece : pieces) {
-    const safetensors::Tensor* const tensor = file.header().find(piece.tensor);
-    if (tensor == nullptr || piece.first + piece.bytes > tensor->bytes ||
-        piece.bytes > kMostPieceBytes) {
-      throw CorruptionError(
-          fmt::format("'{}' has no bytes {} to {} of '{}', which its manifest "
-                      "names: one of the two is of another checkpoint",
-                      file.path(), piece.first, piece.first + piece.bytes, piece.tensor));
+  for (const auto& [name, pieces] : tensors) {
+    const safetensors::Tensor* const tensor = file.header().find(name);
+    for (const Piece& piece : pieces) {
+      if (tensor == nullptr || piece.first + piece.bytes > tensor->bytes ||
+          piece.bytes > kMostPieceBytes) {
+        throw CorruptionError(
+            fmt::format("'{}' has no bytes {} to {} of '{}', which its manifest "
+                        "names: one of the two is of another checkpoint",
+                        file.path(), piece.first, piece.first + piece.bytes, name));
+      }
+      bytes += piece.bytes;
     }
-    bytes += piece.bytes;
   }
   uint64_t there = 0;
   for (const safetensors::Tensor& tensor : file.header().tensors()) there += tensor.bytes;
@@ -59,22 +60,20 @@ const safetensors::Tensor* CheckpointReader::find(const std::string& file,
 void CheckpointReader::read(const std::string& file, const std::string& tensor, uint64_t first,
                             std::span<std::byte> out) {
   const Part& part = parts_.at(file);
-  const std::vector<Piece>& pieces = part.pieces();
+  const std::vector<Piece>& pieces = part.tensors().at(tensor);
   // The last piece that begins at `first` or before.
-  auto piece = std::upper_bound(
-      pieces.begin(), pieces.end(), std::tie(tensor, first),
-      [](const auto& at, const Piece& p) { return at < std::tie(p.tensor, p.first); });
+  auto piece = std::upper_bound(pieces.begin(), pieces.end(), first,
+                                [](uint64_t at, const Piece& p) { return at < p.first; });
   require(piece != pieces.begin(), "a checkpoint is read where it has nothing");
   for (--piece; !out.empty(); ++piece) {
-    require(piece != pieces.end() && piece->tensor == tensor && first - piece->first < piece->bytes,
+    require(piece != pieces.end() && first - piece->first < piece->bytes,
             "a checkpoint is read where it has nothing");
     const uint64_t begin = first - piece->first;
     const uint64_t count = std::min<uint64_t>(out.size(), piece->bytes - begin);
     if (count == piece->bytes) {
-      part.file.read(*part.file.header().find(tensor), first, out.first(count));
-      check(part, *piece, out.first(count));
+      read_piece(part, tensor, *piece, out.first(count));
     } else {
-      load(part, *piece);
+      load(part, tensor, *piece);
       std::memcpy(out.data(), loaded_.data() + begin, count);
     }
     first += count;
@@ -82,24 +81,25 @@ void CheckpointReader::read(const std::string& file, const std::string& tensor, 
   }
 }
 
-void CheckpointReader::load(const Part& part, const Piece& piece) {
+void CheckpointReader::load(const Part& part, const std::string& tensor, const Piece& piece) {
   if (loaded_piece_ == &piece) return;
   loaded_piece_ = nullptr;
   loaded_.resize(piece.bytes);
-  part.file.read(*part.file.header().find(piece.tensor), piece.first, loaded_);
-  check(part, piece, loaded_);
+  read_piece(part, tensor, piece, loaded_);
   loaded_piece_ = &piece;
 }
 
-void CheckpointReader::check(const Part& part, const Piece& piece,
-                             std::span<const std::byte> bytes) {
-  const uint64_t found = XXH3_64bits(bytes.data(), bytes.size());
-  if (found == piece.hash) return;
+void CheckpointReader::read_piece(const Part& part, const std::string& tensor, const Piece& piece,
+                                  std::span<std::byte> out) {
   const safetensors::Header& header = part.file.header();
-  throw CorruptionError(fmt::format(
-      "'{}' at byte {}: {} bytes of '{}' have hash {:016x} where {:016x} was written",
-      part.file.path(), header.data_begin() + header.find(piece.tensor)->begin + piece.first,
-      piece.bytes, piece.tensor, found, piece.hash));
+  const safetensors::Tensor& there = *header.find(tensor);
+  part.file.read(there, piece.first, out);
+  const uint64_t found = XXH3_64bits(out.data(), out.size());
+  if (found == piece.hash) return;
+  throw CorruptionError(
+      fmt::format("'{}' at byte {}: {} bytes of '{}' have hash {:016x} where {:016x} was written",
+                  part.file.path(), header.data_begin() + there.begin + piece.first, piece.bytes,
+                  tensor, found, piece.hash));
 }
 
 }  // namespace strata::engine

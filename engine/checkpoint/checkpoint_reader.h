@@ -37,9 +37,11 @@ class CheckpointReader {
   template <typename Progress>
   void verify(const Progress& progress) {
     for (auto& [name, part] : parts_) {
-      for (const Piece& piece : part.pieces()) {
-        load(part, piece);
-        progress(piece.bytes);
+      for (const auto& [tensor, pieces] : part.tensors()) {
+        for (const Piece& piece : pieces) {
+          load(part, tensor, piece);
+          progress(piece.bytes);
+        }
       }
     }
   }
@@ -47,12 +49,14 @@ class CheckpointReader {
  private:
   struct Part {
     safetensors::File file;
-    const std::vector<Piece>* of_manifest;
-    const std::vector<Piece>& pieces() const { return *of_manifest; }
+    const TensorPieces* of_manifest;
+    const TensorPieces& tensors() const { return *of_manifest; }
   };
-  static void check(const Part& part, const Piece& piece, std::span<const std::byte> bytes);
+  // Reads a piece. Throws CorruptionError.
+  static void read_piece(const Part& part, const std::string& tensor, const Piece& piece,
+                         std::span<std::byte> out);
   // Brings a piece into loaded_.
-  void load(const Part& part, const Piece& piece);
+  void load(const Part& part, const std::string& tensor, const Piece& piece);
 
   const std::string path_;
   const Manifest manifest_;

@@ -22,11 +22,6 @@ namespace fs = std::filesystem;
 // What a rank tells the others of its failure; all zeros: it has none.
 using FailureText = std::array<char, 1024>;
 
-// As pieces travel: the tensor's place in the file's header, and numbers.
-struct PackedPiece {
-  uint64_t tensor = 0, first = 0, bytes = 0, hash = 0;
-};
-
 void remove_all(const std::string& path) {
   std::error_code ignored;
   fs::remove_all(path, ignored);
@@ -89,8 +84,11 @@ void CheckpointWriter::write(const std::string& file, const std::string& tensor,
   if (bytes.empty() || !failure_.empty()) return;
   Part& part = parts_.at(file);
   try {
-    part.file.write(part.file.tensor(tensor), first, bytes);
-    part.pieces.push_back({tensor, first, bytes.size(), XXH3_64bits(bytes.data(), bytes.size())});
+    const safetensors::Tensor& there = part.file.tensor(tensor);
+    part.file.write(there, first, bytes);
+    const auto index = &there - part.file.header().tensors().data();
+    part.pieces.push_back({static_cast<uint64_t>(index),
+                           {first, bytes.size(), XXH3_64bits(bytes.data(), bytes.size())}});
   } catch (const IoError& error) {
     failure_ = error.what();
   }
@@ -118,29 +116,27 @@ void CheckpointWriter::finish(Manifest manifest) {
   finished_ = true;
 }
 
-std::vector<Piece> CheckpointWriter::all_pieces(const std::string& file) {
-  const Part& part = parts_.at(file);
-  const std::vector<safetensors::Tensor>& tensors = part.file.header().tensors();
+TensorPieces CheckpointWriter::all_pieces(const std::string& file) {
+  Part& part = parts_.at(file);
   const uint64_t count = part.pieces.size();
   std::vector<uint64_t> counts(static_cast<size_t>(comm_.size()));
   comm_.exchange(std::as_bytes(std::span(&count, 1)), std::as_writable_bytes(std::span(counts)));
   const uint64_t most = *std::max_element(counts.begin(), counts.end());
-  std::vector<PackedPiece> mine(most);
-  for (size_t i = 0; i < count; ++i) {
-    const Piece& piece = part.pieces[i];
-    const auto index = &part.file.tensor(piece.tensor) - tensors.data();
-    mine[i] = {static_cast<uint64_t>(index), piece.first, piece.bytes, piece.hash};
-  }
-  std::vector<PackedPiece> all(most * counts.size());
-  comm_.exchange(std::as_bytes(std::span(mine)), std::as_writable_bytes(std::span(all)));
-  std::vector<Piece> pieces;
+  part.pieces.resize(most);
+  std::vector<TensorPiece> all(most * counts.size());
+  comm_.exchange(std::as_bytes(std::span(part.pieces)), std::as_writable_bytes(std::span(all)));
+  TensorPieces tensors;
   for (size_t rank = 0; rank < counts.size(); ++rank) {
     for (size_t i = 0; i < counts[rank]; ++i) {
-      const PackedPiece& piece = all[rank * most + i];
-      pieces.push_back({tensors.at(piece.tensor).name, piece.first, piece.bytes, piece.hash});
+      const auto& [tensor, piece] = all[rank * most + i];
+      tensors[part.file.header().tensors().at(tensor).name].push_back(piece);
     }
   }
-  return pieces;
+  for (auto& [name, pieces] : tensors) {
+    std::sort(pieces.begin(), pieces.end(),
+              [](const Piece& a, const Piece& b) { return a.first < b.first; });
+  }
+  return tensors;
 }
 
 }  // namespace strata::engine

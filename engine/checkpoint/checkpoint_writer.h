@@ -45,14 +45,19 @@ class CheckpointWriter {
   // Calls `work`, and throws on every rank what it threw on any.
   template <typename Work>
   void together(const Work& work);
-  std::vector<Piece> all_pieces(const std::string& file);
+  TensorPieces all_pieces(const std::string& file);
 
   Communicator& comm_;
   const std::string path_;
   const std::string unfinished_;
+  // As pieces travel between ranks.
+  struct TensorPiece {
+    uint64_t tensor = 0;  // its place in the file's header
+    Piece piece;
+  };
   struct Part {
     safetensors::File file;
-    std::vector<Piece> pieces;
+    std::vector<TensorPiece> pieces;
   };
   std::map<std::string, Part> parts_;
   std::string failure_;  // of write()

@@ -3,10 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <charconv>
+#include <concepts>
 #include <filesystem>
 #include <system_error>
-#include <tuple>
 #include <utility>
 
 #include "engine/config/json_text.h"
@@ -16,7 +17,9 @@ namespace strata::engine {
 namespace {
 
 constexpr const char* kFormat = "strata-checkpoint-1";
-constexpr size_t kPieceFields = 4;
+constexpr size_t kPieceFields = 3;  // first, bytes, hash
+constexpr std::array<StateKind, 4> kFileKinds = {StateKind::master, StateKind::exp_avg,
+                                                 StateKind::exp_avg_sq, StateKind::frozen};
 
 [[noreturn]] void fail(const std::string& source, std::string_view what) {
   throw CorruptionError(fmt::format("{}: {}", source, what));
@@ -34,15 +37,31 @@ uint64_t from_hex(const std::string& text, const std::string& source) {
   return value;
 }
 
-// A whole number: nlohmann's get() would take a fraction, or wrap a sign.
-template <typename T>
-T number(const Json& json) {
-  if constexpr (std::is_unsigned_v<T>) {
-    if (!json.is_number_unsigned()) throw ConfigError("a number is negative or a fraction");
-  } else {
-    if (!json.is_number_integer()) throw ConfigError("a number is a fraction");
-  }
+// A count: nlohmann's get() would take a fraction, or wrap what T does not hold.
+template <std::integral T>
+T count(const Json& json, const std::string& source) {
+  const bool is_count =
+      json.is_number_unsigned() && std::in_range<T>(json.get_ref<const uint64_t&>());
+  if (!is_count) fail(source, fmt::format("{} is no count", describe(json)));
   return json.get<T>();
+}
+
+double loss_scale(const Json& json, const std::string& source) {
+  if (!json.is_number() || json.get<double>() < 0) {
+    fail(source, fmt::format("{} is no loss scale", describe(json)));
+  }
+  return json.get<double>();
+}
+
+// The text of an object that others read; empty for null.
+std::string nested_text(const Json& json, const std::string& source) {
+  if (json.is_null()) return "";
+  if (!json.is_object()) fail(source, fmt::format("{} is no configuration", describe(json)));
+  return json.dump();
+}
+
+Json nested_json(const std::string& text) {
+  return text.empty() ? Json() : Json::parse(text, nullptr, true, /*ignore_comments=*/true);
 }
 
 Codec moment_codec(const std::string& text, const std::string& source) {
@@ -52,49 +71,60 @@ Codec moment_codec(const std::string& text, const std::string& source) {
   fail(source, fmt::format("moments cannot be kept as \"{}\"", text));
 }
 
-void check_cover(const std::vector<Piece>& pieces, const std::string& source) {
-  uint64_t end = 0;
-  const std::string* tensor = nullptr;
-  for (const Piece& piece : pieces) {
-    if (tensor == nullptr || *tensor != piece.tensor) end = 0;
-    tensor = &piece.tensor;
-    if (piece.first != end || piece.bytes == 0 || piece.first + piece.bytes < piece.first) {
-      fail(source,
-           fmt::format("the pieces of '{}' leave a gap or overlap at byte {}", piece.tensor, end));
+void check_cover(const TensorPieces& tensors, const std::string& source) {
+  for (const auto& [tensor, pieces] : tensors) {
+    uint64_t end = 0;
+    for (const Piece& piece : pieces) {
+      if (piece.first != end || piece.bytes == 0 || piece.first + piece.bytes < piece.first) {
+        fail(source,
+             fmt::format("the pieces of '{}' leave a gap or overlap at byte {}", tensor, end));
+      }
+      end = piece.first + piece.bytes;
     }
-    end = piece.first + piece.bytes;
   }
 }
 
-std::vector<Piece> pieces_from(const Json& json, const std::string& source) {
-  std::vector<Piece> pieces;
+TensorPieces pieces_from(const Json& json, const std::string& source) {
+  if (!json.is_object()) fail(source, "a file's tensors are malformed");
+  TensorPieces tensors;
   for (const auto& [tensor, rows] : json.items()) {
+    if (!rows.is_array()) fail(source, "a tensor's pieces are malformed");
+    std::vector<Piece>& pieces = tensors[tensor];
     for (const Json& row : rows) {
-      if (!row.is_array() || row.size() != kPieceFields - 1) fail(source, "a piece is malformed");
-      pieces.push_back({tensor, number<uint64_t>(row[0]), number<uint64_t>(row[1]),
-                        from_hex(row[2].get<std::string>(), source)});
+      if (!row.is_array() || row.size() != kPieceFields) fail(source, "a piece is malformed");
+      pieces.push_back({count<uint64_t>(row[0], source), count<uint64_t>(row[1], source),
+                        from_hex(row[2].get_ref<const std::string&>(), source)});
     }
   }
-  return pieces;
+  return tensors;
+}
+
+// A checkpoint has no others, so that none leads out of its directory.
+bool is_file(const std::string& name) {
+  return std::any_of(kFileKinds.begin(), kFileKinds.end(),
+                     [&](StateKind kind) { return name == checkpoint_file(kind); });
 }
 
 Manifest parse(const Json& json, const std::string& source) {
   if (json.value("format", Json()) != kFormat) fail(source, "it has no format of this Strata's");
   Manifest manifest;
   const Json& scaler = json.at("loss_scaler");
-  manifest.run = {
-      number<int64_t>(json.at("step")),          number<uint64_t>(json.at("seed")),
-      number<int64_t>(json.at("data_position")), scaler.at("scale").get<double>(),
-      number<int64_t>(scaler.at("hysteresis")),  number<int64_t>(scaler.at("good_steps"))};
-  if (manifest.run.step < 0 || manifest.run.data_position < 0) fail(source, "a count is negative");
+  manifest.run = {.step = count<int64_t>(json.at("step"), source),
+                  .seed = count<uint64_t>(json.at("seed"), source),
+                  .data_position = count<int64_t>(json.at("data_position"), source),
+                  .loss_scale = loss_scale(scaler.at("scale"), source),
+                  .hysteresis = count<int64_t>(scaler.at("hysteresis"), source),
+                  .good_steps = count<int64_t>(scaler.at("good_steps"), source)};
   manifest.model = json.at("model").get<std::string>();
-  manifest.model_config = json.at("model_config").is_null() ? "" : json.at("model_config").dump();
-  manifest.config = json.at("config").is_null() ? "" : json.at("config").dump();
+  manifest.model_config = nested_text(json.at("model_config"), source);
+  manifest.config = nested_text(json.at("config"), source);
   manifest.moment_codec = moment_codec(json.at("moment_codec").get<std::string>(), source);
-  for (const auto& [file, tensors] : json.at("files").items()) {
-    // Not a way out of the checkpoint's directory.
-    if (file.find('/') != std::string::npos) fail(source, "a file's name has a slash");
-    std::vector<Piece>& pieces = manifest.pieces[file] = pieces_from(tensors, source);
+  const Json& files = json.at("files");
+  if (!files.is_object()) fail(source, "its files are malformed");
+  for (const auto& [file, tensors] : files.items()) {
+    if (!is_file(file))
+      fail(source, fmt::format("{} is no file of a checkpoint", Json(file).dump()));
+    TensorPieces& pieces = manifest.pieces[file] = pieces_from(tensors, source);
     check_cover(pieces, source);
   }
   return manifest;
@@ -109,19 +139,16 @@ std::string scale_name(const std::string& tensor) { return tensor + ".scale"; }
 std::string to_json(const Manifest& manifest) {
   Json files = Json::object();
   for (const auto& [file, of_file] : manifest.pieces) {
-    std::vector<Piece> pieces = of_file;
-    std::sort(pieces.begin(), pieces.end(), [](const Piece& a, const Piece& b) {
-      return std::tie(a.tensor, a.first) < std::tie(b.tensor, b.first);
-    });
-    check_cover(pieces, file);
+    check_cover(of_file, file);
     Json& tensors = files[file] = Json::object();
-    for (const Piece& piece : pieces) {
-      tensors[piece.tensor].push_back(Json::array({piece.first, piece.bytes, hex(piece.hash)}));
+    for (const auto& [tensor, pieces] : of_file) {
+      Json rows = Json::array();
+      for (const Piece& piece : pieces) {
+        rows.push_back(Json::array({piece.first, piece.bytes, hex(piece.hash)}));
+      }
+      tensors[tensor] = std::move(rows);
     }
   }
-  const auto nested = [](const std::string& text) {
-    return text.empty() ? Json() : Json::parse(text, nullptr, true, /*ignore_comments=*/true);
-  };
   const Json json = {{"format", kFormat},
                      {"step", manifest.run.step},
                      {"seed", manifest.run.seed},
@@ -131,8 +158,8 @@ std::string to_json(const Manifest& manifest) {
                        {"hysteresis", manifest.run.hysteresis},
                        {"good_steps", manifest.run.good_steps}}},
                      {"model", manifest.model},
-                     {"model_config", nested(manifest.model_config)},
-                     {"config", nested(manifest.config)},
+                     {"model_config", nested_json(manifest.model_config)},
+                     {"config", nested_json(manifest.config)},
                      {"moment_codec", name(manifest.moment_codec)},
                      {"files", files}};
   return json.dump(1) + "\n";

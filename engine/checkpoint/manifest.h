@@ -26,11 +26,15 @@ inline constexpr const char* kManifestName = "manifest.json";
 inline constexpr const char* kUnfinishedSuffix = ".unfinished";
 
 struct Piece {
-  std::string tensor;
   uint64_t first = 0;  // byte of the tensor
   uint64_t bytes = 0;
   uint64_t hash = 0;  // XXH3, 64 bits
+
+  bool operator==(const Piece&) const = default;
 };
+
+// By tensor, in order; they are all of it, without overlap.
+using TensorPieces = std::map<std::string, std::vector<Piece>>;
 
 struct Manifest {
   RunState run;
@@ -38,8 +42,7 @@ struct Manifest {
   std::string model_config = {};  // Model::config, JSON; empty: it has none
   std::string config = {};        // Config::text
   Codec moment_codec = Codec::fp32;
-  // By file name, sorted by tensor and place; pieces of a tensor are all of it, without overlap.
-  std::map<std::string, std::vector<Piece>> pieces = {};
+  std::map<std::string, TensorPieces> pieces = {};  // by file name
 };
 
 // "master.safetensors"; of master, exp_avg, exp_avg_sq and frozen.
@@ -47,10 +50,10 @@ std::string checkpoint_file(StateKind kind);
 // Of an int8 tensor's scales.
 std::string scale_name(const std::string& tensor);
 
-// Pieces are sorted. Throws CorruptionError where they leave gaps or overlap.
+// Throws CorruptionError where pieces leave gaps or overlap.
 std::string to_json(const Manifest& manifest);
 // Reads a checkpoint's manifest. Throws ConfigError where there is none, CorruptionError, naming
-// file and what is wrong, for one that was not written so.
+// file and what is wrong, for one that was not written so. Takes memory in proportion to the text.
 Manifest read_manifest(const std::string& directory);
 Manifest manifest_from_json(const std::string& text, const std::string& source);
 

@@ -56,25 +56,12 @@ class NewDirectory {
   std::vector<fs::path> files_;
 };
 
-// GPT2Config's keys. Numbers of 32 bits are written as short as they are.
+// With what transformers wants to know beside the model.
 std::string config_text(const Gpt2Config& config, DType dtype) {
-  const auto decimal = [](float value) { return std::stod(fmt::format("{}", value)); };
   constexpr std::array<std::string_view, 3> kTorchNames = {"float32", "bfloat16", "float16"};
   Json json;
   json["architectures"] = {"GPT2LMHeadModel"};
-  json["model_type"] = "gpt2";
-  json["vocab_size"] = config.vocab_size;
-  json["n_positions"] = config.n_positions;
-  json["n_embd"] = config.n_embd;
-  json["n_layer"] = config.n_layer;
-  json["n_head"] = config.n_head;
-  json["n_inner"] = config.n_inner > 0 ? Json(config.n_inner) : Json(nullptr);
-  json["activation_function"] = "gelu_new";
-  json["layer_norm_epsilon"] = decimal(config.layer_norm_epsilon);
-  json["initializer_range"] = decimal(config.initializer_range);
-  json["embd_pdrop"] = config.embd_pdrop;
-  json["resid_pdrop"] = config.resid_pdrop;
-  json["attn_pdrop"] = config.attn_pdrop;
+  json.update(Json::parse(config.to_json()));
   json["tie_word_embeddings"] = true;
   json["bos_token_id"] = nullptr;  // their defaults are above a small vocabulary
   json["eos_token_id"] = nullptr;

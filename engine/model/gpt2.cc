@@ -37,6 +37,7 @@ void add_tiles(Model& model, const Gpt2Config& config, int64_t block, Gpt2Branch
 
 Model gpt2(const Gpt2Config& config, int64_t tiles) {
   Model model;
+  model.config = config.to_json();
   model.vocab_size = config.vocab_size;
   model.max_sequence = config.n_positions;
   model.tiled = [config](int64_t into) { return gpt2(config, into); };

@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <string>
+
 #include "engine/model/gpt2_options.h"
 #include "strata/error.h"
 #include "strata/model.h"
@@ -26,6 +28,26 @@ Gpt2Config Gpt2Config::from_json(const std::string& text, const std::string& sou
         source, *draft.n_ctx, config.n_positions));
   }
   return config;
+}
+
+std::string Gpt2Config::to_json() const {
+  // Numbers of 32 bits are written as short as they are.
+  const auto decimal = [](float value) { return std::stod(fmt::format("{}", value)); };
+  Json json;
+  json["model_type"] = "gpt2";
+  json["vocab_size"] = vocab_size;
+  json["n_positions"] = n_positions;
+  json["n_embd"] = n_embd;
+  json["n_layer"] = n_layer;
+  json["n_head"] = n_head;
+  json["n_inner"] = n_inner > 0 ? Json(n_inner) : Json(nullptr);
+  json["activation_function"] = "gelu_new";
+  json["layer_norm_epsilon"] = decimal(layer_norm_epsilon);
+  json["initializer_range"] = decimal(initializer_range);
+  json["embd_pdrop"] = embd_pdrop;
+  json["resid_pdrop"] = resid_pdrop;
+  json["attn_pdrop"] = attn_pdrop;
+  return json.dump();
 }
 
 Gpt2Config Gpt2Config::from_file(const std::string& path) {

@@ -54,6 +54,8 @@ struct Gpt2Config {
   // Throws ConfigError naming file, key and what to change; see docs/configuration.md.
   static Gpt2Config from_file(const std::string& path);
   static Gpt2Config from_json(const std::string& text, const std::string& source);
+  // What from_json() makes the same of.
+  std::string to_json() const;
 };
 
 // GPT-2 with tied embeddings; units: embedding, blocks, head. Parameter names are Hugging Face's.

@@ -154,6 +154,7 @@ TEST_F(Gpt2Files, KeepTheModelsDescription) {
   write_gpt2(path_, config, [](std::string_view, int64_t, std::span<float>) {});
   const Gpt2Config back = Gpt2Config::from_file(path_ + "/config.json");
   EXPECT_EQ(models::gpt2(back).description, models::gpt2(config).description);
+  EXPECT_EQ(models::gpt2(back).config, models::gpt2(config, 3).config);
   EXPECT_EQ(back.n_inner, 7);
   EXPECT_EQ(back.layer_norm_epsilon, config.layer_norm_epsilon);
   EXPECT_EQ(back.initializer_range, config.initializer_range);

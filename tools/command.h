@@ -13,6 +13,7 @@ inline constexpr int kBadInput = 2;    // input that cannot be honoured
 inline constexpr int kDoesNotFit = 3;  // the plan does not fit the machine
 
 void add_bench(CLI::App& app);
+void add_checkpoint(CLI::App& app);
 void add_train(CLI::App& app);
 
 }  // namespace strata::tools

@@ -8,6 +8,7 @@
 #include <system_error>
 #include <utility>
 
+#include "engine/checkpoint/checkpoint_folder.h"
 #include "engine/config/json_text.h"
 #include "strata/error.h"
 
@@ -33,6 +34,15 @@ void make_directories(const std::string& path) {
 }
 
 }  // namespace
+
+std::vector<std::string> checkpoints_of(const std::string& path) {
+  if (RunDirectory::exists(path)) return CheckpointFolder(path + "/checkpoints").all();
+  if (CheckpointFolder::is_checkpoint(path)) return {path};
+  throw ConfigError(
+      fmt::format("'{}' is neither a run's directory (run.json) nor a checkpoint "
+                  "(manifest.json): name one of them",
+                  path));
+}
 
 io::FileLock lock_or_refuse(const std::string& path, const std::string& what) {
   std::optional<io::FileLock> lock = io::FileLock::take(path);

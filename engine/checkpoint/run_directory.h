@@ -53,6 +53,10 @@ class RunDirectory {
   RunRecord record_;
 };
 
+// The checkpoint that `path` is, or those of the run that it is, oldest first. Throws ConfigError
+// for any other path.
+std::vector<std::string> checkpoints_of(const std::string& path);
+
 // Throws ConfigError when the lock at `path` is held, naming who holds it; `what` it belongs to.
 io::FileLock lock_or_refuse(const std::string& path, const std::string& what);
 

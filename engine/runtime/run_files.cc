@@ -9,7 +9,6 @@
 #include <system_error>
 #include <vector>
 
-#include "engine/checkpoint/checkpoint_folder.h"
 #include "strata/error.h"
 
 namespace strata::engine {
@@ -28,8 +27,6 @@ bool same_place(const std::string& one, const std::string& other) {
   std::error_code ignored;
   return fs::equivalent(one, other, ignored);
 }
-
-std::string checkpoints_of(const std::string& run) { return run + "/checkpoints"; }
 
 }  // namespace
 
@@ -54,19 +51,12 @@ RunFiles::RunFiles(const Wanted& wanted, const Config& config, const World& worl
 }
 
 std::string RunFiles::start_of(const std::string& path, bool required) {
-  if (!RunDirectory::exists(path)) {
-    if (CheckpointFolder::is_checkpoint(path)) return path;
-    throw ConfigError(
-        fmt::format("'{}' is neither a run's directory (run.json) nor a checkpoint "
-                    "(manifest.json): name one of them to go on from",
-                    path));
-  }
-  const std::string newest = CheckpointFolder(checkpoints_of(path)).newest();
-  if (newest.empty() && required) {
+  const std::vector<std::string> found = checkpoints_of(path);
+  if (found.empty() && required) {
     throw ConfigError(
         fmt::format("the run in '{}' has no checkpoint to start another run from", path));
   }
-  return newest;
+  return found.empty() ? "" : found.back();
 }
 
 StateDirectory::Owner RunFiles::owner() const { return {path_, record_.id, world_.rank}; }

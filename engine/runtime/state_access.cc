@@ -8,6 +8,7 @@
 #include <cstring>
 #include <utility>
 
+#include "engine/model/slice_runs.h"
 #include "kernels/ops/optimizer_ops.h"
 #include "kernels/ops/random.h"
 #include "strata/error.h"
@@ -18,31 +19,11 @@ namespace {
 constexpr std::array<StateKind, 4> kDigestKinds = {StateKind::master, StateKind::exp_avg,
                                                    StateKind::exp_avg_sq, StateKind::param};
 
-// Calls visit(where it begins in the whole parameter, elements of `out`) for each run of
-// neighbours there; `out` are the parameter's elements from `first` on.
-template <typename Visit>
-void for_runs_in_whole(const Parameter& parameter, int64_t first, std::span<float> out,
-                       const Visit& visit) {
-  if (!parameter.slice) return visit(first, out);
-  const ParameterSlice& slice = *parameter.slice;
-  int64_t inner = 1;
-  for (size_t dim = slice.dim + 1; dim < slice.shape.rank; ++dim) inner *= slice.shape[dim];
-  // Neighbours here are neighbours in the whole as far as a run of these goes.
-  const int64_t run = parameter.shape[slice.dim] * inner;
-  const int64_t end = first + static_cast<int64_t>(out.size());
-  for (int64_t at = first; at < end;) {
-    const int64_t count = std::min(run - at % run, end - at);
-    const int64_t whole = (at / run * slice.shape[slice.dim] + slice.begin) * inner + at % run;
-    visit(whole, out.subspan(static_cast<size_t>(at - first), static_cast<size_t>(count)));
-    at += count;
-  }
-}
-
 void fill(const Parameter& parameter, int64_t first, std::span<float> out,
           const StateAccess::InitialValues& initial) {
   const std::string& name = parameter.slice ? parameter.slice->of : parameter.name;
   if (initial.given) {
-    for_runs_in_whole(parameter, first, out, [&](int64_t whole, std::span<float> run) {
+    models::for_runs_in_whole(parameter, first, out, [&](int64_t whole, std::span<float> run) {
       initial.given(name, whole, run);
     });
     return;
@@ -52,7 +33,7 @@ void fill(const Parameter& parameter, int64_t first, std::span<float> out,
     return;
   }
   const uint64_t stream = XXH3_64bits(name.data(), name.size());
-  for_runs_in_whole(parameter, first, out, [&](int64_t whole, std::span<float> run) {
+  models::for_runs_in_whole(parameter, first, out, [&](int64_t whole, std::span<float> run) {
     ops::fill_normal(run.data(), whole, static_cast<int64_t>(run.size()), parameter.init.value,
                      initial.seed, stream);
   });

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/checkpoint/moment_tensors.h"
 #include "engine/runtime/state_access.h"
 #include "kernels/ops/optimizer_ops.h"
 #include "strata/error.h"
@@ -15,8 +16,6 @@ namespace strata::engine {
 namespace {
 
 constexpr std::array<StateKind, 2> kMoments = {StateKind::exp_avg, StateKind::exp_avg_sq};
-
-int64_t blocks_of(int64_t numel) { return (numel + kCodecBlockNumel - 1) / kCodecBlockNumel; }
 
 std::vector<int64_t> dimensions(const Shape& shape) {
   std::vector<int64_t> dims;
@@ -31,37 +30,6 @@ safetensors::Tensor tensor_of(std::string name, safetensors::ElementType type,
   tensor.type = type;
   tensor.shape = std::move(shape);
   return tensor;
-}
-
-// A parameter's tensors in the file of a moment.
-std::vector<safetensors::Tensor> moment_tensors(const Parameter& parameter, Codec codec) {
-  using safetensors::ElementType;
-  const auto shape = dimensions(parameter.shape);
-  switch (codec) {
-    case Codec::bf16:
-      return {tensor_of(parameter.name, ElementType::bf16, shape)};
-    case Codec::int8:
-      return {tensor_of(parameter.name, ElementType::u8, shape),
-              tensor_of(scale_name(parameter.name), ElementType::f32,
-                        {blocks_of(parameter.shape.numel())})};
-    default:
-      return {tensor_of(parameter.name, ElementType::f32, shape)};
-  }
-}
-
-// Copies elements [at, at + count) of an int8 chunk, whole blocks but for the last one's end,
-// between the chunk and codes and scales end to end.
-template <bool kToChunk>
-void move_int8(std::byte* stored, int64_t at, int64_t count, std::byte* codes, std::byte* scales) {
-  const auto move = [](std::byte* chunk, std::byte* apart, int64_t bytes) {
-    std::memcpy(kToChunk ? chunk : apart, kToChunk ? apart : chunk, static_cast<size_t>(bytes));
-  };
-  for (int64_t block = 0; block < blocks_of(count); ++block) {
-    const int64_t first = block * kCodecBlockNumel;
-    const int64_t place = at / kCodecBlockNumel + block;
-    move(stored + int8_codes_at(place), codes + first, std::min(kCodecBlockNumel, count - first));
-    move(stored + int8_scale_at(place), scales + block * 4, 4);
-  }
 }
 
 std::span<std::byte> bytes_at(std::byte* data, int64_t count) {
@@ -83,7 +51,8 @@ CheckpointWriter::Contents StateAccess::checkpoint_contents() const {
       for (const StateKind kind : kMoments) {
         const Codec codec = plan_.state.codec(kind);
         if (codec == Codec::none) continue;
-        for (safetensors::Tensor& tensor : moment_tensors(parameter.spec, codec)) {
+        for (safetensors::Tensor& tensor :
+             moment_tensors(parameter.spec.name, dimensions(parameter.spec.shape), codec)) {
           contents[checkpoint_file(kind)].push_back(std::move(tensor));
         }
       }
@@ -146,19 +115,14 @@ void StateAccess::save_moment(StateKind kind, GrainRange chunk, CheckpointWriter
       chunk, /*trainable=*/true,
       [&](const FlatBuffer& flat, const Parameter& p, int64_t first, int64_t count, int64_t at) {
         if (!saves(flat)) return;
-        if (codec == Codec::int8) {
-          auto* const codes = reinterpret_cast<std::byte*>(values_);
-          std::byte* const scales = codes + chunk.numel();
-          move_int8<false>(stored_, at, count, codes, scales);
-          checkpoint.write(file, p.name, static_cast<uint64_t>(first), bytes_at(codes, count));
-          checkpoint.write(file, scale_name(p.name),
-                           static_cast<uint64_t>(first / kCodecBlockNumel * 4),
-                           bytes_at(scales, blocks_of(count) * 4));
-          return;
-        }
-        const int64_t element = stored_bytes(codec, 1);
-        checkpoint.write(file, p.name, static_cast<uint64_t>(first * element),
-                         bytes_at(stored_ + at * element, count * element));
+        write_moments(checkpoint, {.file = file,
+                                   .parameter = p.name,
+                                   .first = first,
+                                   .count = count,
+                                   .codec = codec,
+                                   .stored = stored_,
+                                   .at = at,
+                                   .scratch = reinterpret_cast<std::byte*>(values_)});
       });
 }
 
@@ -191,7 +155,8 @@ void StateAccess::check_contents(const CheckpointReader& checkpoint) const {
     for (const FlatParameter& parameter : unit.trainable.parameters) {
       for (const StateKind kind : kMoments) {
         if (plan_.state.codec(kind) == Codec::none) continue;
-        for (const auto& tensor : moment_tensors(parameter.spec, moment_codec)) {
+        for (const auto& tensor :
+             moment_tensors(parameter.spec.name, dimensions(parameter.spec.shape), moment_codec)) {
           expect(checkpoint_file(kind), tensor);
         }
       }
@@ -249,19 +214,14 @@ void StateAccess::load_moment(StateKind kind, GrainRange chunk, CheckpointReader
   for_parameters(
       chunk, /*trainable=*/true,
       [&](const FlatBuffer&, const Parameter& p, int64_t first, int64_t count, int64_t at) {
-        if (there == Codec::int8) {
-          auto* const codes = reinterpret_cast<std::byte*>(values_);
-          std::byte* const scales = codes + chunk.numel();
-          checkpoint.read(file, p.name, static_cast<uint64_t>(first), bytes_at(codes, count));
-          checkpoint.read(file, scale_name(p.name),
-                          static_cast<uint64_t>(first / kCodecBlockNumel * 4),
-                          bytes_at(scales, blocks_of(count) * 4));
-          move_int8<true>(stored_, at, count, codes, scales);
-          return;
-        }
-        const int64_t element = stored_bytes(there, 1);
-        checkpoint.read(file, p.name, static_cast<uint64_t>(first * element),
-                        bytes_at(stored_ + at * element, count * element));
+        read_moments(checkpoint, {.file = file,
+                                  .parameter = p.name,
+                                  .first = first,
+                                  .count = count,
+                                  .codec = there,
+                                  .stored = stored_,
+                                  .at = at,
+                                  .scratch = reinterpret_cast<std::byte*>(values_)});
       });
   if (there != here) {
     ops::decode_state({kind, there, stored_, nullptr, values_, chunk.numel()});

@@ -93,6 +93,26 @@ TEST_F(RanksCommandTest, KillingOneRankEndsTheOthersWithALineEach) {
   }
 }
 
+// Its checkpoint is one rank's: no command asks how many wrote it.
+TEST_F(RanksCommandTest, ACheckpointOfTwoRanksIsWhole) {
+  const Result trained = run(mpirun(2, "--steps 2 --output " + path("run")));
+  ASSERT_EQ(trained.exit_code, 0) << trained.err;
+  const Result verified = strata("checkpoint verify " + path("run"));
+  EXPECT_EQ(verified.exit_code, 0) << verified.err;
+  EXPECT_THAT(verified.out, HasSubstr("step 2, "));
+  const Result exported = strata("checkpoint export " + path("run") + " " + path("weights"));
+  EXPECT_EQ(exported.exit_code, 0) << exported.err;
+  const Result resharded = strata("checkpoint reshard " + path("run") + " " + path("new"));
+  EXPECT_EQ(resharded.exit_code, 0) << resharded.err;
+  // The same training state goes on from both, on one rank.
+  const auto digest = [&](const std::string& checkpoint) {
+    const Result result = train("--steps 3 --digest --resume " + checkpoint);
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    return lines_with(result.out, "digest ").at(0);
+  };
+  EXPECT_EQ(digest(path("new")), digest(path("run/checkpoints/latest")));
+}
+
 TEST_F(RanksCommandTest, APlanThatDoesNotFitIsRefused) {
   config_["strata"]["device_memory"] = 100000;
   const Result result = run(mpirun(2, "--steps 1"));

@@ -5,16 +5,14 @@
 #include <algorithm>
 #include <array>
 #include <filesystem>
-#include <memory>
+#include <span>
 #include <system_error>
 #include <vector>
 
 #include "engine/checkpoint/checkpoint_writer.h"
 #include "engine/checkpoint/moment_tensors.h"
-#include "engine/comm/communicator.h"
-#include "kernels/device/host_device.h"
+#include "engine/comm/lone_rank.h"
 #include "kernels/ops/optimizer_ops.h"
-#include "kernels/ops/state_ops.h"
 #include "strata/error.h"
 
 namespace strata::engine {
@@ -30,19 +28,6 @@ const std::vector<safetensors::Tensor>& tensors_of(const CheckpointReader& check
   const std::string file = checkpoint_file(kind);
   return checkpoint.has(file) ? checkpoint.header(file).tensors() : none;
 }
-
-// The one rank of the world that writes.
-class LoneRank {
- public:
-  Communicator& comm() { return *comm_; }
-
- private:
-  NullTrafficSink traffic_;
-  const std::unique_ptr<Device> device_ = make_host_device({}, traffic_);
-  const std::unique_ptr<Queue> queue_ = device_->create_queue({.name = "checkpoint", .threads = 1});
-  const std::unique_ptr<ops::StateOps> ops_ = ops::make_host_state_ops();
-  const std::unique_ptr<Communicator> comm_ = make_communicator({}, *queue_, *ops_, {}, traffic_);
-};
 
 class Recoding {
  public:

@@ -1,7 +1,9 @@
 #include "offload/slot_store.h"
 
 #include <gtest/gtest.h>
+#include <xxhash.h>
 
+#include <array>
 #include <cstring>
 #include <filesystem>
 #include <string>
@@ -126,6 +128,27 @@ TEST_F(JournalTest, ADamagedRecordFallsBackToTheOneBefore) {
   }
   damage(45);
   EXPECT_FALSE(open(false).recover().has_value());
+}
+
+// With a checksum that holds, a record may still be of another store.
+TEST(JournalRecordTest, HasSlotsThatThereAre) {
+  const SlotLayout layout = three_groups().slot_layout();
+  constexpr size_t kChecksum = 8, kGeneration = 16, kSlotOf = 48;
+  std::vector<std::byte> record(SlotStore::journal_bytes(layout) / 2);
+  const std::array<uint64_t, 6> header = {0x324e524a41525453, 0, 5, 3, layout.pieces(), 0};
+  std::memcpy(record.data(), header.data(), sizeof(header));
+  const auto parse = [&](int slot) {
+    record[kSlotOf + 2] = static_cast<std::byte>(slot);
+    const uint64_t sum = XXH3_64bits(record.data() + kGeneration, record.size() - kGeneration);
+    std::memcpy(record.data() + kChecksum, &sum, sizeof(sum));
+    return parse_record(record, layout);
+  };
+  ASSERT_TRUE(parse(1).has_value());
+  EXPECT_EQ(parse(1)->slot_of, (std::vector<uint8_t>{0, 0, 1}));
+  EXPECT_FALSE(parse(2).has_value());
+  EXPECT_FALSE(parse(255).has_value());
+  record.pop_back();
+  EXPECT_FALSE(parse(1).has_value());
 }
 
 TEST_F(JournalTest, APayloadTooLongIsNotRecorded) {

@@ -98,6 +98,7 @@ class Recoding {
                        .scratch = scratch_.data()};
     std::fill(stored_.begin(), stored_.end(), std::byte{0});
     read_moments(from_, part);
+    options_.progress(static_cast<uint64_t>(stored_bytes(part.codec, count)));
     if (part.codec != options_.moments) {
       const int64_t numel = round_up(count, kGrainNumel);
       const auto key = static_cast<uint32_t>(from_.manifest().run.step);
@@ -106,7 +107,6 @@ class Recoding {
       part.codec = options_.moments;
     }
     write_moments(to_, part);
-    options_.progress(static_cast<uint64_t>(stored_bytes(part.codec, count)));
   }
 
   CheckpointReader& from_;

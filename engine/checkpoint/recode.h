@@ -13,15 +13,14 @@ namespace strata::engine {
 // codec, and nothing else's: what hashes of the contents do not show.
 void check_moments(const CheckpointReader& checkpoint);
 
-// Writes a checkpoint at `path`, where nothing may be. Everything that is read is checked against
-// its hash. Moments are kept exactly where the codec holds them, and else rounded as a run would
-// that loads them. Calls `progress` with bytes as they are written. Throws ConfigError,
-// CorruptionError or IoError and leaves nothing then.
 struct RecodeOptions {
-  std::string path;
+  std::string path;             // of the new one; nothing may be there
   Codec moments = Codec::fp32;  // fp32, bf16 or int8
-  std::function<void(uint64_t bytes)> progress = [](uint64_t) {};
+  std::function<void(uint64_t bytes)> progress = [](uint64_t) {};  // as they are read
 };
+// Writes a checkpoint. Everything that is read is checked against its hash. Moments stay exact
+// where the codec holds them; others are rounded stochastically, the same way every time. Throws
+// ConfigError, CorruptionError or IoError and leaves nothing then.
 void recode_checkpoint(CheckpointReader& from, const RecodeOptions& options);
 
 }  // namespace strata::engine

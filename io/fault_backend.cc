@@ -21,6 +21,7 @@ class FaultBackend final : public IoBackend {
   FaultBackend(std::unique_ptr<IoBackend> inner, const FaultPlan& plan)
       : inner_(std::move(inner)),
         plan_(plan),
+        tally_(plan.tally == nullptr ? own_tally_ : *plan.tally),
         random_(plan.seed),
         entries_(inner_->max_in_flight()),
         reaped_(inner_->max_in_flight()) {
@@ -57,6 +58,8 @@ class FaultBackend final : public IoBackend {
 
   const std::unique_ptr<IoBackend> inner_;
   const FaultPlan plan_;
+  FaultTally own_tally_;
+  FaultTally& tally_;
   std::mt19937_64 random_;
   int64_t submitted_ = 0;
   std::vector<Entry> entries_;  // the inner backend's cookies are indices into it
@@ -72,6 +75,7 @@ void FaultBackend::submit(const Transfer& transfer) {
   Entry& entry = entries_[index];
   entry = {.transfer = transfer};
   if (chance(plan_.delay_permille)) {
+    ++tally_.delays;
     entry.hold_ns =
         static_cast<int64_t>(random_() % static_cast<uint64_t>(plan_.max_delay_us)) * 1000;
   }
@@ -89,12 +93,21 @@ void FaultBackend::submit(const Transfer& transfer) {
 }
 
 int FaultBackend::injected_error() {
-  if (submitted_++ == plan_.fail_at || chance(plan_.error_permille)) return EIO;
-  if (chance(plan_.again_permille)) return random_() % 2 == 0 ? EAGAIN : EINTR;
-  return 0;
+  int error_number = 0;
+  if (submitted_++ == plan_.fail_at) {
+    error_number = plan_.fail_errno;
+  } else if (chance(plan_.error_permille)) {
+    error_number = EIO;
+  } else if (chance(plan_.again_permille)) {
+    ++tally_.again;
+    return random_() % 2 == 0 ? EAGAIN : EINTR;
+  }
+  if (error_number != 0) ++tally_.errors;
+  return error_number;
 }
 
 void FaultBackend::shorten(Entry& entry, Transfer& transfer) {
+  ++tally_.short_transfers;
   entry.reported_bytes = static_cast<uint32_t>(1 + random_() % (transfer.bytes - 1));
   transfer.bytes = entry.reported_bytes;
   // Direct I/O moves whole blocks only, as a real disk would when it reports half a one.

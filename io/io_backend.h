@@ -5,6 +5,7 @@
 // threads with pread/pwrite, and the decorator.
 #pragma once
 
+#include <cerrno>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -88,6 +89,14 @@ enum class BackendChoice : uint8_t {
 std::unique_ptr<IoBackend> make_backend(BackendChoice choice, uint32_t max_in_flight, int threads,
                                         LogSink& log);
 
+// How often each fault of a plan came.
+struct FaultTally {
+  int64_t errors = 0;
+  int64_t short_transfers = 0;
+  int64_t again = 0;
+  int64_t delays = 0;
+};
+
 // Faults in a seeded order; probabilities in 1/1000 of transfers.
 struct FaultPlan {
   uint64_t seed = 1;
@@ -96,8 +105,10 @@ struct FaultPlan {
   int again_permille = 0;           // EAGAIN or EINTR without touching anything
   int delay_permille = 0;           // completion held back for up to max_delay_us
   int max_delay_us = 500;
-  bool reorder = false;  // completions that are ready are handed out shuffled
-  int64_t fail_at = -1;  // EIO at exactly this transfer, counted from 0
+  bool reorder = false;         // completions that are ready are handed out shuffled
+  int64_t fail_at = -1;         // an error at exactly this transfer, counted from 0
+  int fail_errno = EIO;         // the one at fail_at
+  FaultTally* tally = nullptr;  // written by the backend's owner; outlives it
 };
 // After a short read the bytes behind the reported ones are poisoned; after a short write they are
 // not written, up to the 4 KiB that direct I/O has to round to.

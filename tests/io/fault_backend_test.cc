@@ -114,6 +114,24 @@ TEST_P(FaultBackendTest, ShortReadPoisonsWhatItDoesNotReport) {
 TEST_P(FaultBackendTest, PlannedFailureHitsExactlyItsTransfer) {
   const std::vector<int32_t> all = results(*faulty({.seed = GetParam(), .fail_at = 7}), 20);
   for (size_t i = 0; i < all.size(); ++i) EXPECT_EQ(all[i], i == 7 ? -EIO : int32_t{kBytes});
+  const FaultPlan full_disk = {.seed = GetParam(), .fail_at = 0, .fail_errno = ENOSPC};
+  EXPECT_THAT(results(*faulty(full_disk), 2), testing::ElementsAre(-ENOSPC, int32_t{kBytes}));
+}
+
+TEST_P(FaultBackendTest, TalliesWhatItDid) {
+  FaultTally tally;
+  const std::vector<int32_t> all = results(*faulty({.seed = GetParam(),
+                                                    .short_transfer_permille = 200,
+                                                    .error_permille = 50,
+                                                    .again_permille = 100,
+                                                    .delay_permille = 10,
+                                                    .max_delay_us = 1,
+                                                    .tally = &tally}));
+  EXPECT_EQ(tally.errors, std::ranges::count(all, -EIO));
+  EXPECT_EQ(tally.again, std::ranges::count(all, -EAGAIN) + std::ranges::count(all, -EINTR));
+  EXPECT_EQ(tally.short_transfers,
+            std::ranges::count_if(all, [](int32_t r) { return r > 0 && r < int32_t{kBytes}; }));
+  EXPECT_GT(tally.delays, 0);
 }
 
 TEST_P(FaultBackendTest, DelayedAndReorderedCompletionsAllArriveOnce) {

@@ -1,5 +1,6 @@
 #include "offload/slot_store.h"
 
+#include <fmt/format.h>
 #include <xxhash.h>
 
 #include <algorithm>
@@ -13,8 +14,8 @@ namespace {
 constexpr uint64_t kBlockBytes = 4096;           // records start and end on it
 constexpr uint64_t kMagic = 0x324e524a41525453;  // "STRAJRN2", little endian
 
-// On disk: header, one byte a sub-group, eight a piece, payload; zeros to the end of the record's
-// place. The checksum covers everything after itself.
+// On disk: header, one byte a sub-group, eight a piece, payload; filling to the end of the
+// record's place. The checksum covers everything after itself.
 struct RecordHeader {
   uint64_t magic;
   uint64_t checksum;
@@ -23,6 +24,9 @@ struct RecordHeader {
   uint64_t pieces;
   uint64_t payload_bytes;
 };
+
+// So that a block which was written, whatever became of it, is told from one that never was.
+constexpr std::byte kFilling{0xff};
 
 // Where the parts of a record begin.
 struct RecordLayout {
@@ -39,6 +43,11 @@ struct RecordLayout {
 uint64_t checksum_of(std::span<const std::byte> record) {
   constexpr size_t skip = offsetof(RecordHeader, generation);
   return XXH3_64bits(record.data() + skip, record.size() - skip);
+}
+
+// Never written.
+bool is_blank(std::span<const std::byte> record) {
+  return std::ranges::all_of(record, [](std::byte byte) { return byte == std::byte{0}; });
 }
 
 }  // namespace
@@ -131,7 +140,7 @@ void SlotStore::write_record(std::span<const std::byte> payload, bool of_update)
   if (payload.size() > kMaxPayloadBytes) throw Error("a journal payload is at most 4096 bytes");
   const RecordLayout at(layout_);
   const std::span<std::byte> record = memory_.record.first(at.bytes);
-  std::fill(record.begin(), record.end(), std::byte{0});
+  std::ranges::fill(record, kFilling);
   RecordHeader header = {kMagic,        0, generation_, layout_.sub_groups(), layout_.pieces(),
                          payload.size()};
   std::memset(record.data() + at.slots, current_slot(), layout_.sub_groups());
@@ -170,17 +179,28 @@ std::optional<JournalRecord> SlotStore::recover(uint64_t newest_generation) {
   if (!files_.journal) return std::nullopt;
   std::optional<JournalRecord> newest;
   std::optional<uint64_t> too_new;
+  int damaged = 0;
   for (const uint64_t place : {0, 1}) {
     std::optional<JournalRecord> record = read_record(place);
-    if (!record) continue;
+    if (!record) {
+      if (!is_blank(memory_.record.first(RecordLayout(layout_).bytes))) ++damaged;
+      continue;
+    }
     if (record->generation > newest_generation) {
       too_new = record->generation;
     } else if (!newest || record->generation > newest->generation) {
       newest = std::move(record);
     }
   }
+  // Whoever was stopped while the first was written leaves the other blank.
+  if (damaged == 2) {
+    throw CorruptionError(fmt::format(
+        "'{}' at byte 0: both records of the journal are damaged, and nothing tells which state "
+        "counts: resume from a checkpoint",
+        files_.journal->path()));
+  }
   if (newest && too_new) {
-    std::fill(memory_.record.begin(), memory_.record.end(), std::byte{0});
+    std::ranges::fill(memory_.record, kFilling);
     transfer_record(io::Op::write, *too_new);
     flush(*files_.journal, "flush journal");
   }

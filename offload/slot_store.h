@@ -94,6 +94,7 @@ class SlotStore {
 
   // Reads the journal and puts its newest valid record of at most that generation in force; nullopt
   // when there is none. A newer record is erased: what is written next goes where its state lies.
+  // Throws CorruptionError where both records were written and neither is whole.
   std::optional<JournalRecord> recover(
       uint64_t newest_generation = std::numeric_limits<uint64_t>::max());
 

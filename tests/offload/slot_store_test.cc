@@ -126,6 +126,14 @@ TEST_F(JournalTest, ADamagedRecordFallsBackToTheOneBefore) {
     ASSERT_TRUE(record.has_value());
     EXPECT_EQ(text(*record), "step 2");
   }
+  // That a run has come far and nobody knows how far is no beginning.
+  damage(45);
+  SlotStore store = open(false);
+  EXPECT_THROW(store.recover(), CorruptionError);
+}
+
+TEST_F(JournalTest, ADamagedFirstRecordIsNone) {
+  { open(true).begin(4, {}); }
   damage(45);
   EXPECT_FALSE(open(false).recover().has_value());
 }

@@ -111,9 +111,9 @@ int64_t SimulatedDisk::fired(DiskFault fault) const {
   return fired_[static_cast<size_t>(fault)];
 }
 
-int64_t SimulatedDisk::transfers(Op op) const {
+std::vector<Op> SimulatedDisk::transfers() const {
   const std::lock_guard lock(mutex_);
-  return transfers_[static_cast<size_t>(op)];
+  return transfers_;
 }
 
 SimulatedDisk::File& SimulatedDisk::file_of(int fd) {
@@ -146,7 +146,7 @@ std::optional<DiskFault> SimulatedDisk::fault_of(Op op) {
 int32_t SimulatedDisk::perform(const Transfer& transfer) {
   const std::lock_guard lock(mutex_);
   if (!power_) return -EIO;
-  ++transfers_[static_cast<size_t>(transfer.op)];
+  transfers_.push_back(transfer.op);
   File& file = file_of(transfer.fd);
   const std::optional<DiskFault> fault = fault_of(transfer.op);
   if (fault == DiskFault::power_loss) {

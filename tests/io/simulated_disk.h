@@ -63,7 +63,7 @@ class SimulatedDisk {
 
   // Any thread.
   int64_t fired(DiskFault fault) const;
-  int64_t transfers(Op op) const;
+  std::vector<Op> transfers() const;  // that were made, in order
 
  private:
   class Backend;
@@ -98,7 +98,7 @@ class SimulatedDisk {
   std::set<FileId> never_flushed_;
   std::vector<Planned> planned_;
   std::array<int64_t, kDiskFaultCount> fired_ = {};
-  std::array<int64_t, 3> transfers_ = {};  // by Op
+  std::vector<Op> transfers_;
   bool power_ = true;
 };
 

@@ -5,6 +5,7 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstdio>
@@ -68,6 +69,39 @@ void write_durably(const std::string& path, std::string_view text) {
 void rename_durably(const std::string& from, const std::string& to) {
   if (std::rename(from.c_str(), to.c_str()) != 0) fail("give its name to", to, errno);
   sync_directory(parent_directory(to));
+}
+
+void exchange_durably(const std::string& from, const std::string& to) {
+  if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_EXCHANGE) == 0) {
+    sync_directory(parent_directory(to));
+    return;
+  }
+  if (errno != EINVAL && errno != ENOSYS) fail("give its name to", to, errno);
+  const std::string aside = from + ".aside";
+  rename_durably(to, aside);
+  rename_durably(from, to);
+  rename_durably(aside, from);
+}
+
+void make_directories(const std::string& path) {
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) return;
+  const std::string parent = parent_directory(path);
+  if (parent != path) make_directories(parent);
+  std::filesystem::create_directory(path, error);
+  if (error) fail("create", path, error.value());
+  sync_directory(parent);
+}
+
+std::vector<std::string> list_directory(const std::string& path) {
+  std::vector<std::string> paths;
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry(path, error), end; !error && entry != end;
+       entry.increment(error)) {
+    paths.push_back(entry->path().string());
+  }
+  std::sort(paths.begin(), paths.end());
+  return paths;
 }
 
 std::string host_name() {

@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace strata::io {
 
@@ -17,9 +18,18 @@ std::string parent_directory(const std::string& path);
 // the old text or the new one. Throws IoError.
 void write_durably(const std::string& path, std::string_view text);
 
+// Makes a directory, with those above it, each name durable. Throws IoError.
+void make_directories(const std::string& path);
+// What a directory holds, sorted; nothing where it cannot be read.
+std::vector<std::string> list_directory(const std::string& path);
+
 // Names what is at `from`, a file or directory on the same file system, `to`, durably. Throws
 // IoError; where `to` exists, unless it is an empty directory or both are files, too.
 void rename_durably(const std::string& from, const std::string& to);
+
+// The same, in place of what is at `to`, which is at `from` then: at no time is nothing at `to`,
+// where the file system can do that.
+void exchange_durably(const std::string& from, const std::string& to);
 
 // A lock on a file, made where there is none: one holder at a time, of any process on machines that
 // share the file system, gone with its process.

@@ -111,6 +111,13 @@ void SlotStore::check(int32_t sub_group, int slot, uint64_t offset,
   sums_.check(sub_group, slot, offset, data);
 }
 
+void SlotStore::erase_records() {
+  if (!files_.journal) return;
+  std::ranges::fill(memory_.record, std::byte{0});
+  for (const uint64_t place : {0, 1}) transfer_record(io::Op::write, place);
+  flush(*files_.journal, "flush journal");
+}
+
 void SlotStore::begin(uint64_t generation, std::span<const std::byte> payload) {
   if (layout_.slots() == 1) return;
   flush(files_.state, "flush state");

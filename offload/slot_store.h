@@ -78,6 +78,8 @@ class SlotStore {
   void seal(int32_t sub_group, int slot, uint64_t offset, std::span<const std::byte> data);
   void check(int32_t sub_group, int slot, uint64_t offset, std::span<const std::byte> data) const;
 
+  // Nothing counts until begin(): for state that is about to be written anew. Throws IoError.
+  void erase_records();
   // Everything in the current slots is what training begins with, and counts as this generation:
   // makes it durable. With one slot there is nothing to record. Throws IoError.
   void begin(uint64_t generation, std::span<const std::byte> payload);

@@ -98,7 +98,10 @@ class Training {
     }
     baselines_ = ngram_baselines(corpus_);  // before ranks begin to wait for each other
     Engine engine(models::gpt2(gpt2_), config_, world_, engine_options);
-    if (engine.steps_done() >= options_.steps) {
+    // One that ended at its last step may still owe its checkpoint.
+    const bool may_be_done =
+        engine.plan().recovery == "step" && engine.steps_done() == options_.steps;
+    if (engine.steps_done() >= options_.steps && !may_be_done) {
       throw ConfigError(fmt::format("'{}' is at step {} already: ask for more with --steps",
                                     options_.resume, engine.steps_done()));
     }
@@ -211,7 +214,6 @@ class Training {
   bool train(Engine& engine) {
     TextSampler sampler(corpus_, sequence_, config_.seed, world_);
     sampler.seek(engine.data_position());
-    saved_step_ = engine.steps_done();
     std::vector<OwnedBatch> batches(static_cast<size_t>(config_.accumulation_steps));
     for (OwnedBatch& batch : batches) batch.shape = {config_.micro_batch, sequence_};
     // To mpirun's ranks everything looks like a terminal.

@@ -3,8 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstdio>
+#include <charconv>
+#include <cstring>
 #include <filesystem>
+#include <optional>
 #include <string_view>
 #include <system_error>
 #include <utility>
@@ -26,6 +28,17 @@ void check(const std::error_code& error, const char* what, const std::string& pa
                 error.value());
 }
 
+// Of a path that ends in step-N; others are not ours.
+std::optional<int64_t> step_of(const std::string& path) {
+  const std::string name = fs::path(path).filename().string();
+  if (!name.starts_with(kPrefix)) return std::nullopt;
+  int64_t step = 0;
+  const char* const end = name.data() + name.size();
+  const auto parsed = std::from_chars(name.data() + kPrefix.size(), end, step);
+  if (parsed.ec != std::errc() || parsed.ptr != end || step < 0) return std::nullopt;
+  return step;
+}
+
 }  // namespace
 
 CheckpointFolder::CheckpointFolder(std::string path) : path_(std::move(path)) {}
@@ -40,18 +53,15 @@ std::string CheckpointFolder::of_step(int64_t step) const {
 }
 
 std::vector<std::string> CheckpointFolder::all() const {
-  std::vector<std::string> found;
-  std::error_code ignored;
-  for (const fs::directory_entry& entry : fs::directory_iterator(path_, ignored)) {
-    const std::string name = entry.path().filename().string();
-    const bool finished = name.starts_with(kPrefix) && !name.ends_with(kUnfinishedSuffix);
-    if (finished && is_checkpoint(entry.path().string())) found.push_back(entry.path().string());
+  std::vector<std::pair<int64_t, std::string>> found;
+  for (const std::string& path : io::list_directory(path_)) {
+    const std::optional<int64_t> step = step_of(path);
+    if (step && is_checkpoint(path)) found.emplace_back(*step, path);
   }
-  // Names of one length; longer ones are of later steps.
-  std::sort(found.begin(), found.end(), [](const std::string& a, const std::string& b) {
-    return std::pair(a.size(), a) < std::pair(b.size(), b);
-  });
-  return found;
+  std::sort(found.begin(), found.end());
+  std::vector<std::string> paths;
+  for (auto& [step, path] : found) paths.push_back(std::move(path));
+  return paths;
 }
 
 std::string CheckpointFolder::newest() const {
@@ -76,15 +86,14 @@ void CheckpointFolder::tidy(int keep) const {
     // Without its manifest it is none any more, should this be interrupted.
     fs::remove(found[i] + "/" + kManifestName, error);
     check(error, "remove", found[i]);
-    fs::remove_all(found[i], error);
-    check(error, "remove", found[i]);
   }
-  for (const fs::directory_entry& entry : fs::directory_iterator(path_, error)) {
-    const std::string name = entry.path().filename().string();
-    if (!name.starts_with(kPrefix) || entry.is_symlink()) continue;
-    if (is_checkpoint(entry.path().string()) && !name.ends_with(kUnfinishedSuffix)) continue;
-    fs::remove_all(entry.path(), error);
-    check(error, "remove", entry.path().string());
+  for (const std::string& path : io::list_directory(path_)) {
+    const bool is_unfinished = path.ends_with(kUnfinishedSuffix);
+    const std::string finished =
+        is_unfinished ? path.substr(0, path.size() - std::strlen(kUnfinishedSuffix)) : path;
+    if (!step_of(finished) || (!is_unfinished && is_checkpoint(path))) continue;
+    fs::remove_all(path, error);
+    check(error, "remove", path);
   }
 }
 

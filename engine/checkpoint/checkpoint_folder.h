@@ -21,7 +21,7 @@ class CheckpointFolder {
   std::string newest() const;  // empty: none
 
   // Points `latest` to the newest and deletes all but the newest `keep` (0: none), and what an
-  // interrupted one left. Throws IoError.
+  // interrupted one left. Touches nothing that has another name than step-N. Throws IoError.
   void tidy(int keep) const;
 
  private:

@@ -27,11 +27,10 @@ void remove_all(const std::string& path) {
   fs::remove_all(path, ignored);
 }
 
-void make_directory(const std::string& path) {
-  std::error_code error;
-  fs::create_directories(path, error);
-  if (!error) return;
-  throw IoError(fmt::format("cannot create {}: {}", path, error.message()), path, 0, error.value());
+// Without what would name something inside of it.
+std::string without_slash(std::string path) {
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  return path;
 }
 
 }  // namespace
@@ -41,25 +40,27 @@ void CheckpointWriter::together(const Work& work) {
   FailureText mine = {};
   try {
     work();
-  } catch (const Error& error) {
-    std::string_view text = error.what();
+  } catch (const std::exception& error) {
+    const std::string text = fmt::format("{} ", error.what());  // never empty
     text.copy(mine.data(), mine.size() - 1);
   }
   std::vector<FailureText> all(static_cast<size_t>(comm_.size()));
   comm_.exchange(std::as_bytes(std::span(mine)), std::as_writable_bytes(std::span(all)));
   for (const FailureText& text : all) {
-    if (text[0] != '\0') throw IoError(text.data(), path_, 0, EIO);
+    const std::string_view failure = text.data();
+    if (failure.empty()) continue;
+    throw SharedIoError(std::string(failure.substr(0, failure.size() - 1)), path_, 0, EIO);
   }
 }
 
 CheckpointWriter::CheckpointWriter(const std::string& path, const Contents& contents,
                                    Communicator& comm)
-    : comm_(comm), path_(path), unfinished_(path + kUnfinishedSuffix) {
+    : comm_(comm), path_(without_slash(path)), unfinished_(path_ + kUnfinishedSuffix) {
   try {
     together([&] {
       if (comm.rank() > 0) return;
       remove_all(unfinished_);
-      make_directory(unfinished_);
+      io::make_directories(unfinished_);
       for (const auto& [file, tensors] : contents) {
         safetensors::File::create(unfinished_ + "/" + file, safetensors::Header(tensors));
       }
@@ -105,13 +106,10 @@ void CheckpointWriter::finish(Manifest manifest) {
     if (comm_.rank() > 0) return;
     io::write_durably(unfinished_ + "/" + kManifestName, to_json(manifest));
     io::sync_directory(unfinished_);
-    // A checkpoint of that name makes way whole.
-    const std::string replaced = path_ + ".replaced" + kUnfinishedSuffix;
-    remove_all(replaced);
     std::error_code error;
-    if (fs::exists(path_, error)) io::rename_durably(path_, replaced);
-    io::rename_durably(unfinished_, path_);
-    remove_all(replaced);
+    if (!fs::exists(path_, error)) return io::rename_durably(unfinished_, path_);
+    io::exchange_durably(unfinished_, path_);
+    remove_all(unfinished_);
   });
   finished_ = true;
 }

@@ -15,16 +15,23 @@
 #include "engine/checkpoint/manifest.h"
 #include "engine/checkpoint/safetensors_file.h"
 #include "engine/comm/communicator.h"
+#include "strata/error.h"
 
 namespace strata::engine {
+
+// A failure that every rank has been told of: the run can go on.
+class SharedIoError final : public IoError {
+ public:
+  using IoError::IoError;
+};
 
 class CheckpointWriter {
  public:
   // What goes into each file, by name.
   using Contents = std::map<std::string, std::vector<safetensors::Tensor>>;
 
-  // Collective: rank 0 makes the files, as large as they will be. Throws IoError on every rank
-  // where one cannot, naming file and reason; nothing is left then, and the run can go on.
+  // Collective: rank 0 makes the files, as large as they will be. Throws SharedIoError on every
+  // rank where one cannot, naming file and reason; nothing is left then, and the run can go on.
   CheckpointWriter(const std::string& path, const Contents& contents, Communicator& comm);
   // Removes what is unfinished.
   ~CheckpointWriter();
@@ -38,7 +45,7 @@ class CheckpointWriter {
 
   // Collective, after all writes: makes them durable, writes the manifest, with their pieces in
   // place of its own, and gives the checkpoint its name, in place of another one of that name.
-  // Throws IoError on every rank where any rank's part failed, as above.
+  // Throws SharedIoError on every rank where any rank's part failed, as above.
   void finish(Manifest manifest);
 
  private:

@@ -26,13 +26,6 @@ std::string new_id() {
   return fmt::format("{:08x}{:08x}", random(), random());
 }
 
-void make_directories(const std::string& path) {
-  std::error_code error;
-  fs::create_directories(path, error);
-  if (!error) return;
-  throw IoError(fmt::format("cannot create {}: {}", path, error.message()), path, 0, error.value());
-}
-
 }  // namespace
 
 std::vector<std::string> checkpoints_of(const std::string& path) {
@@ -82,17 +75,17 @@ RunRecord RunDirectory::read(const std::string& path) {
   try {
     return {json.at("id").get<std::string>(),
             json.at("state_paths").get<std::vector<std::string>>(),
-            json.at("world_size").get<int>()};
+            json.at("world_size").get<int>(), json.at("has_origin").get<bool>()};
   } catch (const Json::exception&) {
-    throw wrong("lacks id, state_paths or world_size");
+    throw wrong("lacks id, state_paths, world_size or has_origin");
   }
 }
 
 RunDirectory::RunDirectory(std::string path, io::FileLock lock)
     : path_(std::move(path)), lock_(std::move(lock)) {}
 
-RunDirectory RunDirectory::create(const std::string& path) {
-  make_directories(path);
+RunDirectory RunDirectory::create(const std::string& path, bool has_origin) {
+  io::make_directories(path);
   const std::string absolute = fs::canonical(path).string();
   RunDirectory run(absolute,
                    lock_or_refuse(absolute + "/lock", fmt::format("the run in '{}'", path)));
@@ -100,8 +93,7 @@ RunDirectory RunDirectory::create(const std::string& path) {
     throw ConfigError(fmt::format(
         "'{}' has a run already: go on with it (--resume), or name another directory", path));
   }
-  io::sync_directory(io::parent_directory(absolute));
-  run.write({new_id(), {}, 1});
+  run.write({new_id(), {}, 1, has_origin});
   return run;
 }
 
@@ -118,6 +110,7 @@ void RunDirectory::write(const RunRecord& record) {
   const Json json = {{"format", kFormat},
                      {"id", record.id},
                      {"world_size", record.world_size},
+                     {"has_origin", record.has_origin},
                      {"state_paths", record.state_paths}};
   io::write_durably(record_path(path_), json.dump(2) + "\n");
   record_ = record;

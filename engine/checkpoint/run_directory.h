@@ -23,6 +23,8 @@ struct RunRecord {
   // Of the state files, where there are some; none: checkpoints are what there is.
   std::vector<std::string> state_paths;
   int world_size = 1;
+  // It began with a checkpoint, or with values from elsewhere: nobody can make those again.
+  bool has_origin = false;
 };
 
 // Rank 0's, who alone holds the lock and writes.
@@ -36,7 +38,7 @@ class RunDirectory {
 
   // Makes the directory, with parents, and a new run in it. Throws ConfigError where it has one
   // already, IoError where it cannot be made.
-  static RunDirectory create(const std::string& path);
+  static RunDirectory create(const std::string& path, bool has_origin);
   // Goes on with the run in it. Throws ConfigError also where a live process trains it.
   static RunDirectory open(const std::string& path);
 

@@ -1,8 +1,9 @@
 #include "engine/checkpoint/state_directory.h"
 
 #include <fmt/format.h>
+#include <sys/stat.h>
 
-#include <algorithm>
+#include <cerrno>
 #include <filesystem>
 #include <optional>
 #include <string_view>
@@ -67,36 +68,32 @@ void remove_if_there(const std::string& path) {
   fs::remove(path, ignored);
 }
 
-// A rank's files in a folder; the lock, by which others know it, last.
+// A rank's files in a folder; what others know them by, last.
 void remove_rank(const std::string& folder, const std::string& rank) {
-  for (const char* suffix : {".json", ".json.new", ".journal", ".state", ".lock"}) {
+  for (const char* suffix : {".state", ".journal", ".json.new", ".json", ".lock"}) {
     remove_if_there(folder + "/" + rank + suffix);
   }
   remove_if_there(folder);  // stays while it is not empty
 }
 
-// What a directory holds, sorted; nothing where it cannot be read.
-std::vector<fs::path> entries(const fs::path& directory) {
-  std::error_code ignored;
-  std::vector<fs::path> paths;
-  for (const fs::directory_entry& entry : fs::directory_iterator(directory, ignored)) {
-    paths.push_back(entry.path());
+// The file system that a path lies on, or would.
+uint64_t device_of(fs::path path) {
+  struct stat info = {};
+  while (::stat(path.c_str(), &info) != 0) {
+    if (errno != ENOENT || !path.has_parent_path() || path == path.parent_path()) return 0;
+    path = path.parent_path();
   }
-  std::sort(paths.begin(), paths.end());
-  return paths;
+  return info.st_dev;
 }
 
-// Whether a rank's description is of a run of this machine whose directory is gone. What cannot be
-// read is not ours to judge.
+// Whether a rank's description is of a run of this machine whose directory is gone: not there on
+// the file system that it was on, which is. What cannot be read is not ours to judge.
 bool is_abandoned(const std::string& path, const std::string& run_id) {
-  try {
-    const Json json = read_json(path);
-    if (field<std::string>(json, "host", path) != io::host_name()) return false;
-    const auto directory = field<std::string>(json, "run_directory", path);
-    return !RunDirectory::exists(directory) || RunDirectory::read(directory).id != run_id;
-  } catch (const Error&) {
-    return false;
-  }
+  const Json json = read_json(path);
+  if (field<std::string>(json, "host", path) != io::host_name()) return false;
+  const auto directory = field<std::string>(json, "run_directory", path);
+  if (device_of(directory) != field<uint64_t>(json, "device", path)) return false;
+  return !RunDirectory::exists(directory) || RunDirectory::read(directory).id != run_id;
 }
 
 }  // namespace
@@ -147,7 +144,9 @@ StateDirectory::Files StateDirectory::create(const io::Stripes& stripes, uint64_
   Json json = {{"format", kFormat},
                {"complete", false},
                {"run_directory", owner_.run_directory},
+               {"device", device_of(owner_.run_directory)},
                {"host", io::host_name()},
+               {"paths", paths_},
                {"layout", fmt::format("{:016x}", layout)},
                {"weights", stripes.weights},
                {"stripe_bytes", stripes.block_bytes}};
@@ -171,7 +170,8 @@ StateDirectory::Files StateDirectory::open(uint64_t state_bytes, uint64_t journa
   const std::string path = file(0, ".json");
   if (field<std::string>(read_json(path), "layout", path) != fmt::format("{:016x}", layout)) {
     throw ConfigError(fmt::format(
-        "the state in '{}' is of another model, seed, number of ranks, or placement: resume with "
+        "the state in '{}' is of another model, optimizer, number of ranks or placement: resume "
+        "with "
         "the configuration it was written with, or from a checkpoint into a new directory",
         folder_in(paths_.front(), owner_.run_id)));
   }
@@ -185,24 +185,44 @@ StateDirectory::Files StateDirectory::open(uint64_t state_bytes, uint64_t journa
   return files;
 }
 
+// The first folder has what says where the others are.
 void StateDirectory::remove() {
-  for (const std::string& folder : folders()) remove_rank(folder, rank_name(owner_.rank));
+  const std::vector<std::string> all = folders();
+  for (auto folder = all.rbegin(); folder != all.rend(); ++folder) {
+    remove_rank(*folder, rank_name(owner_.rank));
+  }
+}
+
+void StateDirectory::discard() {
+  for (size_t i = 0; i < paths_.size(); ++i) {
+    for (const char* suffix : {".json", ".state", ".journal"}) remove_if_there(file(i, suffix));
+  }
 }
 
 void StateDirectory::clean(const std::vector<std::string>& paths, LogSink& log) {
   for (const std::string& path : paths) {
-    for (const fs::path& folder : entries(path)) {
-      const std::string name = folder.filename().string();
+    for (const std::string& folder : io::list_directory(path)) {
+      const std::string name = fs::path(folder).filename().string();
       if (!name.starts_with(kFolderPrefix)) continue;
       const std::string run_id = name.substr(kFolderPrefix.size());
-      for (const fs::path& file : entries(folder)) {
-        if (file.extension() != ".json" || !is_abandoned(file.string(), run_id)) continue;
-        const std::string rank = file.stem().string();
-        const auto lock = io::FileLock::take((folder / rank).string() + kLockSuffix);
-        if (!lock) continue;
-        log.log(LogLevel::info, fmt::format("removing {} in {}: its run's directory is gone", rank,
-                                            folder.string()));
-        for (const std::string& part : paths) remove_rank(folder_in(part, run_id), rank);
+      for (const fs::path file : io::list_directory(folder)) {
+        if (file.extension() != ".json") continue;
+        try {
+          if (!is_abandoned(file.string(), run_id)) continue;
+          const std::string rank = file.stem().string();
+          const auto lock = io::FileLock::take(folder + "/" + rank + kLockSuffix);
+          if (!lock) continue;
+          log.log(LogLevel::info,
+                  fmt::format("removing {} in {}: its run's directory is gone", rank, folder));
+          for (const auto& part :
+               field<std::vector<std::string>>(read_json(file.string()), "paths", file.string())) {
+            if (part != path) remove_rank(folder_in(part, run_id), rank);
+          }
+          remove_rank(folder, rank);
+        } catch (const Error& error) {
+          log.log(LogLevel::warning,
+                  fmt::format("{} is left as it is: {}", file.string(), error.what()));
+        }
       }
     }
   }

@@ -50,6 +50,8 @@ class StateDirectory {
   // Throws ConfigError for files of another layout, CorruptionError for other sizes.
   Files open(uint64_t state_bytes, uint64_t journal_bytes, uint64_t layout,
              const io::BlockFileOptions& options, LogSink& log);
+  // Deletes files that are there, of a run that does not count on them.
+  void discard();
   // Deletes them, and the folder with the last rank's. They must be closed or not used any more.
   void remove();
 

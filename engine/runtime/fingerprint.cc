@@ -10,13 +10,13 @@
 
 namespace strata::engine {
 
-uint64_t state_hash(const Model& model, const Plan& plan) {
+uint64_t state_hash(const Model& model, const Config& config, const Plan& plan) {
   std::string text;
   const auto add = [&](const auto&... values) {
     ((fmt::format_to(std::back_inserter(text), "{} ", values)), ...);
   };
   add(plan.layout.rank(), plan.layout.world_size(), plan.layout.stage(), plan.state.slots);
-  add(name(plan.state.param_dtype));
+  add(name(plan.state.param_dtype), name(config.optimizer.kind));
   for (const auto& layer : model.layers) {
     for (const Parameter& p : layer->parameters()) {
       add(p.name, p.trainable);

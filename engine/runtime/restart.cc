@@ -28,7 +28,7 @@ void Runtime::restore(const RunState& state) {
   }
   loss_scaler_.restore({state.loss_scale, state.hysteresis, state.good_steps});
   step_ = state.step;
-  data_position_ = state.data_position;
+  data_position_ = next_data_position_ = state.data_position;
 }
 
 void Runtime::start(const ParameterReader& initial_values) {
@@ -36,10 +36,15 @@ void Runtime::start(const ParameterReader& initial_values) {
     begin_line_ = fmt::format("going on from step {}, as it was recovered", step_);
     return;
   }
+  if (plan_->recovers_steps) {
+    store_->slots()->erase_records();
+    of_all_ranks(std::array{0.0});
+  }
   if (!files_->checkpoint().empty()) {
     load_checkpoint();
     begin_line_ = fmt::format("going on from step {}, of '{}'", step_, files_->checkpoint());
   } else {
+    files_->require_origin();
     access_->initialize({.seed = config_.seed, .given = initial_values});
     begin_line_ = "beginning with initial values";
   }
@@ -87,6 +92,13 @@ bool Runtime::recover() {
 
 void Runtime::load_checkpoint() {
   CheckpointReader checkpoint(files_->checkpoint());
+  const auto steps = of_all_ranks(std::array{static_cast<double>(checkpoint.manifest().run.step)});
+  if (std::any_of(steps.begin(), steps.end(), [&](double step) { return step != steps[0]; })) {
+    throw ConfigError(
+        fmt::format("ranks find different checkpoints under '{}': name one, in a directory that "
+                    "all of them see",
+                    resume_));
+  }
   restore(checkpoint.manifest().run);
   access_->load(checkpoint);
 }
@@ -116,7 +128,12 @@ std::string Runtime::save_checkpoint(int keep) {
   const CheckpointFolder folder(files_->path() + "/checkpoints");
   const std::string path = folder.of_step(step_);
   save_checkpoint(path);
-  if (world_.rank == 0) folder.tidy(keep);
+  try {
+    if (world_.rank == 0) folder.tidy(keep);
+  } catch (const IoError& error) {
+    log_.log(LogLevel::warning,
+             fmt::format("the checkpoint '{}' is saved, but {}", path, error.what()));
+  }
   return path;
 }
 
@@ -125,11 +142,18 @@ void Runtime::set_data_position(int64_t position) {
     throw ConfigError(
         fmt::format("data cannot go on at position {}: positions start at 0", position));
   }
-  data_position_ = position;
+  next_data_position_ = position;
 }
 
 void Runtime::remove_state_files() {
   settle();
+  if (!plan_->recovers_steps) return;
+  const CheckpointFolder folder(files_->path() + "/checkpoints");
+  if (!CheckpointFolder::is_checkpoint(folder.of_step(step_))) {
+    throw ConfigError(fmt::format(
+        "no checkpoint has step {}, which the state files hold: save one first", step_));
+  }
+  has_ended_ = true;
   files_->remove_state();
 }
 

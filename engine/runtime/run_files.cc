@@ -43,11 +43,21 @@ RunFiles::RunFiles(const Wanted& wanted, const Config& config, const World& worl
   }
   if (path_.empty()) return;
   if (world.rank == 0) {
-    run_ = goes_on ? RunDirectory::open(path_) : RunDirectory::create(path_);
+    const bool has_origin = wanted.has_initial_values || !checkpoint_.empty();
+    run_ = goes_on ? RunDirectory::open(path_) : RunDirectory::create(path_, has_origin);
   }
   meet(world, comm);
   record_ = RunDirectory::read(path_);
   path_ = fs::canonical(path_).string();
+  must_go_on_ = goes_on && record_.has_origin;
+}
+
+void RunFiles::require_origin() const {
+  if (!must_go_on_) return;
+  throw ConfigError(fmt::format(
+      "the run in '{}' ended before any state of it was kept, and did not begin with initial "
+      "values that could be made again: remove the directory and start it as it was started",
+      path_));
 }
 
 std::string RunFiles::start_of(const std::string& path, bool required) {
@@ -90,13 +100,17 @@ void RunFiles::choose(const Plan& plan) {
   }
   state_.emplace(owner(), config_.nvme_paths);
   meet(world_, comm_);
-  if (!had_state && run_) run_->write({record_.id, config_.nvme_paths, world_.size});
+  // Left by one that was stopped while it deleted them.
+  if (!had_state) state_->discard();
+  if (!had_state && run_) {
+    run_->write({record_.id, config_.nvme_paths, world_.size, record_.has_origin});
+  }
 }
 
 void RunFiles::remove_state() {
   if (!state_) return;
   meet(world_, comm_);
-  if (run_) run_->write({record_.id, {}, world_.size});
+  if (run_) run_->write({record_.id, {}, world_.size, record_.has_origin});
   meet(world_, comm_);
   state_->remove();
   state_.reset();

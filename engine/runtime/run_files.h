@@ -23,6 +23,7 @@ class RunFiles {
   // where that is it.
   struct Wanted {
     std::string run_directory, resume;  // as in Engine::Options
+    bool has_initial_values = false;    // likewise
   };
   RunFiles(const Wanted& wanted, const Config& config, const World& world, Communicator& comm,
            LogSink& log);
@@ -32,6 +33,8 @@ class RunFiles {
   const std::string& path() const { return path_; }  // of the run's directory, absolute
   // A checkpoint to begin with; empty: none.
   const std::string& checkpoint() const { return checkpoint_; }
+  // Throws ConfigError where the run goes on and cannot begin anew.
+  void require_origin() const;
   // Bytes of this rank's state files, there already.
   uint64_t state_bytes() const;
 
@@ -55,6 +58,7 @@ class RunFiles {
   Communicator& comm_;
   std::string path_;
   std::string checkpoint_;
+  bool must_go_on_ = false;
   std::optional<RunDirectory> run_;  // rank 0's
   RunRecord record_;
   std::optional<StateDirectory> state_;

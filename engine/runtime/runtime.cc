@@ -106,8 +106,9 @@ Runtime::Runtime(Model model, const Config& config, const World& world,
 }
 
 void Runtime::build(const Disturbance& disturbance, const ParameterReader& initial_values) {
-  files_ = std::make_unique<RunFiles>(RunFiles::Wanted{run_directory_, resume_}, config_, world_,
-                                      *comm_, log_);
+  files_ = std::make_unique<RunFiles>(
+      RunFiles::Wanted{run_directory_, resume_, initial_values != nullptr}, config_, world_, *comm_,
+      log_);
   MachineMemory machine = machine_memory(*device_, config_, world_.local_size);
   machine.disk_bytes += files_->state_bytes();
   plan_ = std::make_unique<Plan>(make_plan({.model = model_,
@@ -130,10 +131,11 @@ void Runtime::build(const Disturbance& disturbance, const ParameterReader& initi
   loss_readback_ = tiers_->claim(reserved::kLossReadback);
   scores_readback_ = tiers_->claim(reserved::kScoresReadback);
   if (plan_->uses_nvme()) {
-    store_ = std::make_unique<NvmeStore>(
-        *plan_, config_,
-        NvmeStore::Parts{disturbance, recorder_, log_, files_->state(), state_hash(model_, *plan_)},
-        *tiers_);
+    store_ =
+        std::make_unique<NvmeStore>(*plan_, config_,
+                                    NvmeStore::Parts{disturbance, recorder_, log_, files_->state(),
+                                                     state_hash(model_, config_, *plan_)},
+                                    *tiers_);
   }
   offload::SlotStore* const slots = store_ != nullptr ? store_->slots() : nullptr;
   offload::Pump* const pump = store_ != nullptr ? &store_->pump() : nullptr;

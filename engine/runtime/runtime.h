@@ -52,6 +52,8 @@ class Runtime {
   auto together(const Verb& verb) {
     try {
       return verb();
+    } catch (const SharedIoError&) {
+      throw;
     } catch (const std::exception& error) {
       if (world_.size > 1) comm_->abort(error.what());
       throw;
@@ -254,6 +256,8 @@ class Runtime {
   LossScaler loss_scaler_;
   int64_t step_ = 0;
   int64_t data_position_ = 0;
+  int64_t next_data_position_ = 0;
+  bool has_ended_ = false;        // its state files are gone
   bool commit_awaited_ = false;   // in this step
   std::vector<double> of_ranks_;  // what an exchange brings
   Marks marks_;

@@ -32,6 +32,9 @@ StepResult Runtime::train_step(std::span<const Batch> micro_batches) {
 }
 
 Runtime::StepAccount Runtime::begin_step() {
+  if (has_ended_) {
+    throw ConfigError("the run's state files were removed, which ended it: make another engine");
+  }
   StepAccount account;
   account.begin_ns = now_ns();
   account.moved_before = moved();
@@ -131,6 +134,7 @@ void Runtime::update(StepResult& result, double sum_of_squares, double mean_scal
     ++step_;
   }
   loss_scaler_.update(result.skipped);
+  data_position_ = next_data_position_;
   if (!result.skipped && plan_->commits()) begin_commit();
   result.speculation = updater_->speculation();
 }

@@ -133,7 +133,8 @@ class Engine {
 
   // Plans, allocates, and writes the initial state, or brings back that which Options::resume
   // names. Throws ConfigError, OutOfBudget, IoError, CorruptionError, DeviceError or CommError
-  // before any training state of an earlier run is touched.
+  // before the state of the run to go on with is changed. State files of this machine's runs whose
+  // directory is gone are deleted.
   Engine(Model model, const Config& config, const World& world, const Options& options);
   ~Engine();
   Engine(Engine&&) noexcept;
@@ -197,7 +198,7 @@ class Engine {
   // there, the newest `keep` stay, 0 for all. Returns its path. Throws ConfigError without a run
   // directory.
   std::string save_checkpoint(int keep = 0);
-  // Where the caller's data goes on after the next step; kept with that step's state. 0 at first.
+  // Where the caller's data goes on after the next step; counts from that step on. 0 at first.
   void set_data_position(int64_t position);
   // That of the last step, or the one that the state came with.
   int64_t data_position() const;

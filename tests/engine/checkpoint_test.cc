@@ -192,11 +192,16 @@ TEST_F(CheckpointTest, ANewOneTakesTheOldOnesPlaceAndOldOnesGo) {
   for (const int64_t step : {99, 5, 100000000, 7}) fs::copy(path_, folder.of_step(step));
   fs::create_directory(folder.of_step(8));  // without a manifest
   fs::create_directory(folder.of_step(9) + ".unfinished");
+  // Somebody else's.
+  const std::string copy = folder.of_step(5) + "-copy";
+  fs::copy(path_, copy);
+  fs::create_directory(folder.of_step(4) + "-hf");
   EXPECT_EQ(folder.newest(), folder.of_step(100000000));
   folder.tidy(2);
   EXPECT_THAT(folder.all(), testing::ElementsAre(folder.of_step(99), folder.of_step(100000000)));
   EXPECT_EQ(CheckpointReader(directory_.path() + "/folder/latest").manifest().run.step, kSaved);
-  EXPECT_EQ(std::distance(fs::directory_iterator(directory_.path() + "/folder"), {}), 3);
+  EXPECT_TRUE(fs::exists(copy));
+  EXPECT_EQ(std::distance(fs::directory_iterator(directory_.path() + "/folder"), {}), 5);
 }
 
 TEST_F(CheckpointTest, EveryFileIsCheckedAgainstItsHashes) {
@@ -252,6 +257,24 @@ TEST_F(CheckpointTest, AFullOrForbiddenDirectoryLeavesTheRunAsItWas) {
   const auto batches = testing_support::tiny_batches(2, 1);
   engine.train_step(testing_support::views(batches));
   engine.save_checkpoint(directory_.path() + "/other");
+  EXPECT_EQ(CheckpointReader(directory_.path() + "/other").manifest().run.step, 1);
+}
+
+// All ranks are told, and none of them ends the run.
+TEST_F(CheckpointTest, RanksGoOnAfterACheckpointThatFailed) {
+  std::ofstream(path_) << "in the way";
+  const auto failures = testing_support::failures_of_ranks(2, [&](const World& world) {
+    const Config config = testing_support::for_world(small_config(), world);
+    Engine::Options options;
+    options.micro_batch = {config.micro_batch, tiny_gpt2().n_positions};
+    Engine engine(models::gpt2(tiny_gpt2()), config, world, options);
+    EXPECT_THROW(engine.save_checkpoint(path_ + "/checkpoint"), IoError);
+    const auto batches = testing_support::tiny_batches(4, 1);
+    const auto own = testing_support::of_rank(testing_support::views(batches), world);
+    engine.train_step(own);
+    engine.save_checkpoint(directory_.path() + "/other/");
+  });
+  EXPECT_THAT(failures, testing::Each(""));
   EXPECT_EQ(CheckpointReader(directory_.path() + "/other").manifest().run.step, 1);
 }
 

@@ -92,7 +92,7 @@ TEST_F(RecoveryTest, OtherThreadsAndStagingGoOnAsWell) {
   other.config.speculate = SpeculateChoice::always;
   EXPECT_EQ(go(other, kEnd).digest, uninterrupted(life()));
   other.config.sub_group_numel = 9 * kGrainNumel;
-  EXPECT_THAT(go(other, kEnd).failures.front(), HasSubstr("of another model, seed"));
+  EXPECT_THAT(go(other, kEnd).failures.front(), HasSubstr("of another model, optimizer"));
 }
 
 TEST_F(RecoveryTest, StripedStateGoesOn) {
@@ -151,6 +151,35 @@ TEST_F(RecoveryTest, ABitOfTheStateIsFoundBeforeItIsUsed) {
     flip(offset + slot);
   }
   EXPECT_EQ(go(life(), kEnd).digest, uninterrupted(life()));
+}
+
+// Which is not the same as a run that has not begun.
+TEST_F(RecoveryTest, AJournalWithoutAWholeRecordIsNotABeginning) {
+  go(life(), kStopped);
+  const std::string path = state_file("rank-0.journal");
+  for (const uint64_t at : {uint64_t{30}, fs::file_size(path) / 2 + 30}) {
+    std::fstream stream(path, std::ios::in | std::ios::out | std::ios::binary);
+    stream.seekp(static_cast<std::streamoff>(at));
+    stream.put('x');
+  }
+  EXPECT_THAT(go(life(), kEnd).failures.front(), HasSubstr("records of the journal are damaged"));
+}
+
+// A run that began with a checkpoint and kept nothing of its own cannot begin anew by itself.
+TEST_F(RecoveryTest, ARunWithAnOriginDoesNotBeginWithInitialValues) {
+  const std::string checkpoint = directory_.path() + "/checkpoint";
+  Life first = life();
+  first.config.recovery = RecoveryChoice::checkpoint;
+  first.until_step = 1;
+  first.save_as = checkpoint;
+  ASSERT_THAT(live(first).failures, Each(""));
+  first.save_as.clear();
+  first.resume = checkpoint;
+  first.run_directory = run_;
+  first.until_step = kStopped;
+  ASSERT_THAT(live(first).failures, Each(""));
+  first.run_directory.clear();
+  EXPECT_THAT(go(first, kEnd).failures.front(), HasSubstr("ended before any state of it was kept"));
 }
 
 TEST_F(RecoveryTest, TwoRunsNeverShare) {

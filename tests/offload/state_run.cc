@@ -95,9 +95,9 @@ void StateRun::step(uint64_t salt) {
       return IoCommand{op, &store_.file(), extent.offset, bytes.data(), extent.bytes, {}};
     };
     pump_.submit(command(io::Op::read, store_.current(group.index))).wait();
-    store_.check_current(group.index, 0, bytes);
+    store_.check(group.index, store_.current_slot(), 0, bytes);
     update(words_of(bytes), salt);
-    store_.seal_next(group.index, 0, bytes);
+    store_.seal(group.index, store_.next_slot(), 0, bytes);
     writes.push_back(pump_.submit(command(io::Op::write, store_.next(group.index))));
   }
   for (Ticket& write : writes) write.wait();

@@ -54,6 +54,8 @@ class StateSite {
 class StateRun {
  public:
   StateRun(StateSite& site, Pump& pump, bool checksums = true);
+  // A step that failed may have left requests under way.
+  ~StateRun() { pump_.quiesce(); }
 
   // Generation 0.
   void begin();

@@ -68,6 +68,20 @@ TEST_F(ResumeCommandTest, AKilledRunGoesOnFromTheStepItWasIn) {
   EXPECT_THAT(second.out, Not(HasSubstr("beginning with")));
 }
 
+// One that was stopped at its last step owes its checkpoint, and pays it.
+TEST_F(ResumeCommandTest, ARunStoppedAtItsEndStillGetsItsCheckpoint) {
+  config_["strata"]["recovery"] = "step";
+  const Result first = interrupted("--steps 1000000 --output " + path("run"), 3, SIGTERM);
+  ASSERT_EQ(first.exit_code, 0) << first.err;
+  const std::string stopped =
+      std::to_string(std::stoi(first.out.substr(first.out.find("stopped after step ") + 19)));
+  const Result second =
+      train("--validation-batches 1 --steps " + stopped + " --resume " + path("run"));
+  ASSERT_EQ(second.exit_code, 0) << second.err;
+  EXPECT_TRUE(fs::exists(path("run/checkpoints/latest/manifest.json")));
+  EXPECT_TRUE(nvme_is_empty());
+}
+
 // A checkpoint on the way, of which the newest two stay; another run starts from one of them.
 TEST_F(ResumeCommandTest, CheckpointsOnTheWayStartOtherRuns) {
   const std::string run = path("run");

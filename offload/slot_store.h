@@ -38,6 +38,7 @@ struct JournalRecord {
   std::vector<uint8_t> slot_of;    // by sub-group
   std::vector<uint64_t> sums;      // by piece (SlotLayout)
   std::vector<std::byte> payload;  // engine's own
+  bool has_predecessor = false;    // recover()'s: there is another whole record
 };
 
 // The record that `bytes` of the journal hold, for a store of this layout; nullopt for what was not

@@ -70,8 +70,20 @@ bool Runtime::recover() {
   if (store_->has_old_state()) newest = slots.recover();
   constexpr double kNothing = -1;
   const double mine = newest ? static_cast<double>(newest->generation) : kNothing;
-  const auto of_ranks = of_all_ranks(std::array{mine});
-  const double oldest = *std::min_element(of_ranks.begin(), of_ranks.end());
+  const bool had_a_step = newest && newest->has_predecessor;
+  const auto of_ranks = of_all_ranks(std::array{mine, had_a_step ? 1.0 : 0.0});
+  double oldest = mine;
+  bool any_had_a_step = false;
+  for (size_t at = 0; at < of_ranks.size(); at += 2) {
+    oldest = std::min(oldest, of_ranks[at]);
+    any_had_a_step = any_had_a_step || of_ranks[at + 1] > 0;
+  }
+  if (oldest == kNothing && any_had_a_step) {
+    throw CorruptionError(fmt::format(
+        "the run in '{}' has state of some ranks and not of others: bring back what is missing of "
+        "'{}', or resume from a checkpoint into another directory",
+        files_->path(), fmt::join(config_.nvme_paths, "' and '")));
+  }
   // Killed before all ranks had their first state: there is nothing yet to go on from.
   if (oldest == kNothing) return false;
   if (mine != oldest) newest = slots.recover(static_cast<uint64_t>(oldest));

@@ -165,6 +165,12 @@ TEST_F(RecoveryTest, AJournalWithoutAWholeRecordIsNotABeginning) {
   EXPECT_THAT(go(life(), kEnd).failures.front(), HasSubstr("records of the journal are damaged"));
 }
 
+TEST_F(RecoveryTest, StateOfSomeRanksIsNotABeginningEither) {
+  go(life(2), kStopped);
+  fs::rename(state_file("rank-1.json"), state_file("moved"));
+  EXPECT_THAT(go(life(2), kEnd).failures.front(), HasSubstr("of some ranks and not of others"));
+}
+
 // A run that began with a checkpoint and kept nothing of its own cannot begin anew by itself.
 TEST_F(RecoveryTest, ARunWithAnOriginDoesNotBeginWithInitialValues) {
   const std::string checkpoint = directory_.path() + "/checkpoint";

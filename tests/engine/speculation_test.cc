@@ -91,7 +91,10 @@ Outcome run(Config config, const Course& course, const World& world = {}) {
       plant = {"linear_backward.weight_grad", Plant::kEveryCall, Plant::Kind::infinite};
     }
     std::optional<Interlude> interlude;
-    if (course.late_norms) interlude = wait_for_writes(engine, config);
+    if (course.late_norms) {
+      engine.settle();  // the step before is on disk, its record too
+      interlude = wait_for_writes(engine, config);
+    }
     probe.begin(plant, interlude);
     const auto batches =
         tiny_batches(config.accumulation_steps * world.size, static_cast<uint64_t>(attempt) + 100);

@@ -1,7 +1,6 @@
 // P3: SIGKILL at seeded moments of a training, each followed by another start, changes no bit.
 //
 // STRATA_KILLS=200 makes it 200 kills a case instead of 20.
-#include <arpa/inet.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/wait.h>
@@ -18,10 +17,10 @@
 #include <vector>
 
 #include "engine/checkpoint/run_directory.h"
-#include "engine/comm/socket.h"
 #include "strata/error.h"
 #include "tests/engine/killing.h"
 #include "tests/engine/resumed_run.h"
+#include "tests/free_port.h"
 #include "tests/temporary_directory.h"
 
 namespace strata {
@@ -93,7 +92,7 @@ class Kill : public testing::TestWithParam<Case> {
     const Case& c = GetParam();
     const bool goes_on = engine::RunDirectory::exists(place.run());
     const int processes = c.processes ? c.ranks : 1;
-    const int port = free_port();
+    const int port = testing_support::free_port();
     std::vector<pid_t> children;
     for (int i = 0; i < processes; ++i) {
       const pid_t child = fork();
@@ -153,10 +152,6 @@ class Kill : public testing::TestWithParam<Case> {
     std::ifstream file(operations_path(place, process));
     for (int64_t& count : operations) file >> count;
     return operations;
-  }
-
-  static int free_port() {
-    return ntohs(engine::Socket::listen({htonl(INADDR_LOOPBACK), 0}, 1).address().port);
   }
 
   static Place make_place(const std::string& path) {

@@ -1,7 +1,7 @@
 #include "tests/engine/comm/ranks.h"
 
-#include <arpa/inet.h>
-
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdlib>
 #include <exception>
@@ -12,11 +12,11 @@
 #include "engine/comm/host_communicator.h"
 #include "engine/comm/local_transport.h"
 #include "engine/comm/mpi_transport.h"
-#include "engine/comm/socket.h"
 #include "engine/comm/tcp_transport.h"
 #include "kernels/device/host_device.h"
 #include "kernels/ops/optimizer_ops.h"
 #include "strata/error.h"
+#include "tests/free_port.h"
 
 namespace strata::testing_support {
 namespace {
@@ -34,10 +34,10 @@ class HostFabric final : public engine::Fabric {
     if (!std::exchange(connected_, true)) connect();
     queue.run([this, trade] {
       try {
-        transport_->trade(trade);
+        if (all_make(trade.call)) return transport_->trade(trade);
       } catch (const CommError&) {
-        aborted_.wait(false);
       }
+      aborted_.wait(false);
     });
   }
   void reduce_scatter(Queue& queue, const engine::NetworkSum& sum) override {
@@ -65,6 +65,18 @@ class HostFabric final : public engine::Fabric {
 
  private:
   int size() const { return transport_->size(); }
+
+  // A network does not see that calls differ, and its transport must not: a slower rank still
+  // takes the bytes of the trade before, and a transport that failed would not let it.
+  bool all_make(const engine::Call& call) {
+    const std::array<uint64_t, 2> mine = {static_cast<uint64_t>(call.verb), call.bytes};
+    std::vector<std::array<uint64_t, 2>> all(size(), mine);
+    transport_->trade({.call = {engine::Verb::exchange, "calls", sizeof(mine)},
+                       .give = reinterpret_cast<const std::byte*>(mine.data()),
+                       .take = reinterpret_cast<std::byte*>(all.data()),
+                       .take_stride = sizeof(mine)});
+    return std::ranges::all_of(all, [&](const auto& theirs) { return theirs == mine; });
+  }
 
   // As on a ring, whose sum is rounded whenever it is sent on.
   static void add(const engine::NetworkSum& sum, const std::byte* addend, bool add) {
@@ -141,12 +153,12 @@ std::string world_name(const testing::TestParamInfo<RankOptions>& world) {
 }
 
 std::vector<World> tcp_worlds(int size) {
-  const auto any_port = engine::Socket::listen({htonl(INADDR_LOOPBACK), 0}, 1);
+  const int port = free_port();
   std::vector<World> worlds(size);
   for (int rank = 0; rank < size; ++rank) {
     worlds[rank].rank = worlds[rank].local_rank = rank;
     worlds[rank].size = worlds[rank].local_size = size;
-    worlds[rank].master = {"127.0.0.1", ntohs(any_port.address().port)};
+    worlds[rank].master = {"127.0.0.1", port};
   }
   return worlds;
 }

@@ -94,13 +94,6 @@ SlotStore::SlotStore(SlotLayout layout, Files files, Pump& pump, const Memory& m
   }
 }
 
-std::vector<int> SlotStore::descriptors() const {
-  std::vector<int> descriptors;
-  for (const io::BlockFile& file : files_.state.files()) descriptors.push_back(file.fd());
-  if (files_.journal) descriptors.push_back(files_.journal->fd());
-  return descriptors;
-}
-
 void SlotStore::seal(int32_t sub_group, int slot, uint64_t offset,
                      std::span<const std::byte> data) {
   sums_.seal(sub_group, slot, offset, data);

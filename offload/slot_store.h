@@ -65,8 +65,6 @@ class SlotStore {
 
   const SlotLayout& layout() const { return layout_; }
   const io::StripedFile& file() const { return files_.state; }
-  // Descriptors of all files that the store's transfers go to.
-  std::vector<int> descriptors() const;
 
   // The slot of every sub-group that holds the state, and the one the next step writes. Any thread.
   int current_slot() const { return slot_; }

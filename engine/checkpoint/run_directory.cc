@@ -8,7 +8,6 @@
 #include <system_error>
 #include <utility>
 
-#include "engine/checkpoint/checkpoint_folder.h"
 #include "engine/config/json_text.h"
 #include "strata/error.h"
 
@@ -28,8 +27,12 @@ std::string new_id() {
 
 }  // namespace
 
+CheckpointFolder checkpoint_folder(const std::string& run) {
+  return CheckpointFolder(run + "/checkpoints");
+}
+
 std::vector<std::string> checkpoints_of(const std::string& path) {
-  if (RunDirectory::exists(path)) return CheckpointFolder(path + "/checkpoints").all();
+  if (RunDirectory::exists(path)) return checkpoint_folder(path).all();
   if (CheckpointFolder::is_checkpoint(path)) return {path};
   throw ConfigError(
       fmt::format("'{}' is neither a run's directory (run.json) nor a checkpoint "

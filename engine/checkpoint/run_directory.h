@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/checkpoint/checkpoint_folder.h"
 #include "io/durable_file.h"
 
 namespace strata::engine {
@@ -54,6 +55,9 @@ class RunDirectory {
   io::FileLock lock_;
   RunRecord record_;
 };
+
+// Where the run in a directory keeps its checkpoints.
+CheckpointFolder checkpoint_folder(const std::string& run);
 
 // The checkpoint that `path` is, or those of the run that it is, oldest first. Throws ConfigError
 // for any other path.

@@ -30,15 +30,7 @@ std::string folder_in(const std::string& path, const std::string& run_id) {
 std::string rank_name(int rank) { return fmt::format("rank-{}", rank); }
 
 io::FileLock take_place(const std::vector<std::string>& folders, int rank) {
-  for (const std::string& folder : folders) {
-    std::error_code error;
-    fs::create_directory(folder, error);
-    if (error) {
-      throw IoError(fmt::format("cannot create {}: {}", folder, error.message()), folder, 0,
-                    error.value());
-    }
-    io::sync_directory(io::parent_directory(folder));
-  }
+  for (const std::string& folder : folders) io::make_directories(folder);
   return lock_or_refuse(fmt::format("{}/{}{}", folders.front(), rank_name(rank), kLockSuffix),
                         fmt::format("the state in '{}'", folders.front()));
 }
@@ -171,8 +163,7 @@ StateDirectory::Files StateDirectory::open(uint64_t state_bytes, uint64_t journa
   if (field<std::string>(read_json(path), "layout", path) != fmt::format("{:016x}", layout)) {
     throw ConfigError(fmt::format(
         "the state in '{}' is of another model, optimizer, number of ranks or placement: resume "
-        "with "
-        "the configuration it was written with, or from a checkpoint into a new directory",
+        "with the configuration it was written with, or from a checkpoint into a new directory",
         folder_in(paths_.front(), owner_.run_id)));
   }
   Files files{io::StripedFile::open(stripes(), rank_name(owner_.rank) + ".state", state_bytes,

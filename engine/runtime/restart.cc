@@ -137,7 +137,7 @@ std::string Runtime::save_checkpoint(int keep) {
         "the run has no directory for its checkpoints: give it one (Options::run_directory), or "
         "save under a path of your own");
   }
-  const CheckpointFolder folder(files_->path() + "/checkpoints");
+  const CheckpointFolder folder = checkpoint_folder(files_->path());
   const std::string path = folder.of_step(step_);
   save_checkpoint(path);
   try {
@@ -160,7 +160,7 @@ void Runtime::set_data_position(int64_t position) {
 void Runtime::remove_state_files() {
   settle();
   if (!plan_->recovers_steps) return;
-  const CheckpointFolder folder(files_->path() + "/checkpoints");
+  const CheckpointFolder folder = checkpoint_folder(files_->path());
   if (!CheckpointFolder::is_checkpoint(folder.of_step(step_))) {
     throw ConfigError(fmt::format(
         "no checkpoint has step {}, which the state files hold: save one first", step_));

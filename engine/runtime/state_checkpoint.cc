@@ -23,15 +23,6 @@ std::vector<int64_t> dimensions(const Shape& shape) {
   return dims;
 }
 
-safetensors::Tensor tensor_of(std::string name, safetensors::ElementType type,
-                              std::vector<int64_t> shape) {
-  safetensors::Tensor tensor;
-  tensor.name = std::move(name);
-  tensor.type = type;
-  tensor.shape = std::move(shape);
-  return tensor;
-}
-
 std::span<std::byte> bytes_at(std::byte* data, int64_t count) {
   return {data, static_cast<size_t>(count)};
 }
@@ -46,8 +37,8 @@ CheckpointWriter::Contents StateAccess::checkpoint_contents() const {
   CheckpointWriter::Contents contents;
   for (const Unit& unit : plan_.layout.units()) {
     for (const FlatParameter& parameter : unit.trainable.parameters) {
-      contents[checkpoint_file(StateKind::master)].push_back(tensor_of(
-          parameter.spec.name, safetensors::ElementType::f32, dimensions(parameter.spec.shape)));
+      contents[checkpoint_file(StateKind::master)].push_back(
+          {parameter.spec.name, safetensors::ElementType::f32, dimensions(parameter.spec.shape)});
       for (const StateKind kind : kMoments) {
         const Codec codec = plan_.state.codec(kind);
         if (codec == Codec::none) continue;
@@ -67,8 +58,8 @@ CheckpointWriter::Contents StateAccess::frozen_contents() const {
   for (const Unit& unit : plan_.layout.units()) {
     for (const FlatParameter& parameter : unit.frozen.parameters) {
       contents[checkpoint_file(StateKind::frozen)].push_back(
-          tensor_of(parameter.spec.name, safetensors::element_type(plan_.state.param_dtype),
-                    dimensions(parameter.spec.shape)));
+          {parameter.spec.name, safetensors::element_type(plan_.state.param_dtype),
+           dimensions(parameter.spec.shape)});
     }
   }
   return contents;

@@ -86,6 +86,14 @@ std::string Engine::save_checkpoint(int keep) {
   return runtime_->together([&] { return runtime_->save_checkpoint(keep); });
 }
 
+std::string Engine::begin_checkpoint(int keep) {
+  return runtime_->together([&] { return runtime_->begin_checkpoint(keep); });
+}
+
+std::string Engine::await_checkpoint() {
+  return runtime_->together([&] { return runtime_->await_checkpoint(); });
+}
+
 void Engine::set_data_position(int64_t position) { runtime_->set_data_position(position); }
 int64_t Engine::data_position() const { return runtime_->data_position(); }
 

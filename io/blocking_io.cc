@@ -1,5 +1,6 @@
 #include "io/blocking_io.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -46,6 +47,12 @@ void write_fully(const BlockFile& file, uint64_t offset, std::span<const std::by
     return ::pwrite(file.fd(), bytes.data() + done, bytes.size() - done,
                     static_cast<off_t>(offset + done));
   });
+}
+
+void write_back(const BlockFile& file) {
+  constexpr unsigned kAll =
+      SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+  if (::sync_file_range(file.fd(), 0, 0, kAll) != 0) fail("write back", file, 0, errno);
 }
 
 void flush(const BlockFile& file) {

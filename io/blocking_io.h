@@ -18,6 +18,9 @@ namespace strata::io {
 void read_fully(const BlockFile& file, uint64_t offset, std::span<std::byte> out);
 // Writes all of `bytes`. Throws IoError naming file and offset.
 void write_fully(const BlockFile& file, uint64_t offset, std::span<const std::byte> bytes);
+// What was written has been sent to the disk, which may still hold it in a cache of its own: for
+// whoever wants to keep to a pace. Throws IoError.
+void write_back(const BlockFile& file);
 // What was written is on the disk, the file's size too. Throws IoError.
 void flush(const BlockFile& file);
 // A new file with that text, on the disk on return; nothing may exist at `path`. Throws IoError.

@@ -108,7 +108,7 @@ class OptimizerPipeline {
   void await_writes();
 
   // Bytes that everything taken so far moves, done or not. Its transfers carry
-  // TrafficTag::of_update; settled, this is what the traffic sink was told of them.
+  // Account::update; settled, this is what the traffic sink was told of them.
   LinkBytes promised() const;
 
  private:

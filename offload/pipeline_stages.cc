@@ -213,10 +213,10 @@ void OptimizerPipeline::Graph::copy_parameters(Job& job, Queue& queue, CopyDirec
   try {
     if (direction == CopyDirection::host_to_device) {
       queue.copy(on_device, staged_param(job), bytes, direction,
-                 {StateKind::param, group.index, "updated parameters", true});
+                 {StateKind::param, group.index, "updated parameters", Account::update});
     } else {
       queue.copy(staged_param(job), on_device, bytes, direction,
-                 {StateKind::param, group.index, "parameters to update", true});
+                 {StateKind::param, group.index, "parameters to update", Account::update});
     }
     queue.run(std::move(arrival));
   } catch (...) {
@@ -232,7 +232,7 @@ void OptimizerPipeline::Graph::transfer(Job& job, IoCommand command, Arrival::Ar
   }
   command.tag.index = job.group->index;
   command.tag.label = command.op == io::Op::read ? "read for update" : "write after update";
-  command.tag.of_update = true;
+  command.tag.account = Account::update;
   parts_.pump->submit(command, {then, &job});
 }
 

@@ -23,7 +23,7 @@ Recorder::Recorder(size_t trace_events) : events_(trace_events) {}
 void Recorder::record(const TrafficRecord& record) noexcept {
   const auto activity = static_cast<size_t>(record.activity);
   if (activity < kLinkCount) {
-    KindBytes& of_link = bytes_[record.tag.of_update ? 1 : 0][activity];
+    KindBytes& of_link = bytes_[static_cast<size_t>(record.tag.account)][activity];
     of_link[static_cast<size_t>(record.tag.kind)].fetch_add(record.bytes,
                                                             std::memory_order_relaxed);
   }
@@ -47,16 +47,13 @@ void Recorder::add_wait(const TrafficRecord& record) noexcept {
 }
 
 LinkBytes Recorder::link_bytes() const {
-  LinkBytes total = link_bytes(false);
-  const LinkBytes of_update = link_bytes(true);
-  for (size_t link = 0; link < kLinkCount; ++link) total[link] += of_update[link];
-  return total;
+  return link_bytes(Account::step) + link_bytes(Account::update) + link_bytes(Account::checkpoint);
 }
 
-LinkBytes Recorder::link_bytes(bool of_update) const {
+LinkBytes Recorder::link_bytes(Account account) const {
   LinkBytes total = {};
   for (size_t link = 0; link < kLinkCount; ++link) {
-    for (const auto& bytes : bytes_[of_update ? 1 : 0][link]) {
+    for (const auto& bytes : bytes_[static_cast<size_t>(account)][link]) {
       total[link] += bytes.load(std::memory_order_relaxed);
     }
   }

@@ -31,8 +31,8 @@ class Recorder final : public TrafficSink {
   LinkBytes link_bytes() const;
   // The same for one state kind.
   LinkBytes link_bytes(StateKind kind) const;
-  // The same for what the optimizer pipeline moved (TrafficTag::of_update), or for all the rest.
-  LinkBytes link_bytes(bool of_update) const;
+  // The same for one account (TrafficTag).
+  LinkBytes link_bytes(Account account) const;
   // Nanoseconds that something stood still with this label since the start.
   int64_t waited_ns(std::string_view label) const;
 
@@ -53,7 +53,7 @@ class Recorder final : public TrafficSink {
 
   void add_wait(const TrafficRecord& record) noexcept;
 
-  std::array<std::array<KindBytes, kLinkCount>, 2> bytes_ = {};  // [of_update][link]
+  std::array<std::array<KindBytes, kLinkCount>, kAccountCount> bytes_ = {};  // [account][link]
   std::array<WaitCounter, kWaitLabels> waits_;
   std::vector<TrafficRecord> events_;
   std::atomic<size_t> next_event_ = 0;

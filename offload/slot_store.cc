@@ -90,8 +90,31 @@ SlotStore::SlotStore(SlotLayout layout, Files files, Pump& pump, const Memory& m
       sums_(layout_, files_.state.path(), memory.checksums) {
   if (layout_.slots() > 1 &&
       (!files_.journal || memory_.record.size() < RecordLayout(layout_).bytes)) {
-    throw Error("a store with two slots needs a journal and memory for one record");
+    throw Error("a store with several slots needs a journal and memory for one record");
   }
+  choose_next_slot();
+}
+
+// The first behind the current one, in turn. A single slot is written in place.
+void SlotStore::choose_next_slot() {
+  const int slots = layout_.slots();
+  next_ = slots == 1 ? 0 : kNone;
+  for (int i = slots - 1; i > 0; --i) {
+    const int slot = (slot_ + i) % slots;
+    if (slot != pinned_slot_) next_ = slot;
+  }
+}
+
+int SlotStore::pin() {
+  require(layout_.slots() > 1 && pinned_slot_ == kNone, "one slot is pinned at a time, of several");
+  pinned_slot_ = slot_;
+  return pinned_slot_;
+}
+
+// What a step is being written to stays.
+void SlotStore::unpin() {
+  pinned_slot_ = kNone;
+  if (!has_next_slot()) choose_next_slot();
 }
 
 void SlotStore::seal(int32_t sub_group, int slot, uint64_t offset,
@@ -115,12 +138,14 @@ void SlotStore::begin(uint64_t generation, std::span<const std::byte> payload) {
   if (layout_.slots() == 1) return;
   flush(files_.state, "flush state");
   generation_ = generation;
-  write_record(payload, /*of_update=*/false);
+  write_record(payload, Account::step);
 }
 
 void SlotStore::advance() {
   if (layout_.slots() == 1) return;
+  require(has_next_slot(), "a step was written and had no slot");
   slot_ = next_slot();
+  choose_next_slot();
   ++generation_;
   promised_bytes_ += RecordLayout(layout_).bytes;
 }
@@ -128,7 +153,7 @@ void SlotStore::advance() {
 void SlotStore::make_durable(std::span<const std::byte> payload) {
   if (layout_.slots() == 1) return;
   flush(files_.state, "flush state");
-  write_record(payload, /*of_update=*/true);
+  write_record(payload, Account::update);
 }
 
 void SlotStore::commit(std::span<const std::byte> payload) {
@@ -136,7 +161,7 @@ void SlotStore::commit(std::span<const std::byte> payload) {
   make_durable(payload);
 }
 
-void SlotStore::write_record(std::span<const std::byte> payload, bool of_update) {
+void SlotStore::write_record(std::span<const std::byte> payload, Account account) {
   if (payload.size() > kMaxPayloadBytes) throw Error("a journal payload is at most 4096 bytes");
   const RecordLayout at(layout_);
   const std::span<std::byte> record = memory_.record.first(at.bytes);
@@ -150,11 +175,11 @@ void SlotStore::write_record(std::span<const std::byte> payload, bool of_update)
   std::memcpy(record.data(), &header, sizeof(header));
   header.checksum = checksum_of(record);
   std::memcpy(record.data(), &header, sizeof(header));
-  transfer_record(io::Op::write, generation_, of_update);
+  transfer_record(io::Op::write, generation_, account);
   flush(*files_.journal, "flush journal");
 }
 
-void SlotStore::transfer_record(io::Op op, uint64_t generation, bool of_update) {
+void SlotStore::transfer_record(io::Op op, uint64_t generation, Account account) {
   const uint64_t bytes = RecordLayout(layout_).bytes;
   pump_
       .submit({.op = op,
@@ -162,7 +187,7 @@ void SlotStore::transfer_record(io::Op op, uint64_t generation, bool of_update) 
                .offset = (generation % 2) * bytes,
                .data = memory_.record.data(),
                .bytes = bytes,
-               .tag = {.label = "journal", .of_update = of_update}})
+               .tag = {.label = "journal", .account = account}})
       .wait();
 }
 
@@ -216,6 +241,7 @@ std::optional<JournalRecord> SlotStore::recover(uint64_t newest_generation) {
 void SlotStore::put_in_force(const JournalRecord& record) {
   generation_ = record.generation;
   slot_ = record.slot_of.empty() ? 0 : record.slot_of.front();
+  choose_next_slot();
   sums_.forget();
   for (size_t group = 0; group < layout_.sub_groups(); ++group) {
     sums_.restore(static_cast<int32_t>(group), slot_, record.sums);

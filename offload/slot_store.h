@@ -1,10 +1,11 @@
 // Slots: places on disk for the sub-groups' state, and the journal that says which of them count.
 //
-// A sub-group with state on nvme has one slot or two. With two, a step writes the slot that is not
-// current; advance() makes it so for what is read from then on, and make_durable() makes it count:
-// it flushes what was written and appends a journal record. Until that is done nobody writes to the
-// slot of the step before, so whatever happens leaves one of the two. The record carries the
-// checksums of what it makes count, and a payload that this room never reads.
+// A sub-group with state on nvme has one slot or more. With more than one, a step writes a slot
+// that is not current; advance() makes it so for what is read from then on, and make_durable()
+// makes it count: it flushes what was written and appends a journal record. Until that is done
+// nobody writes to the slot of the step before, so whatever happens leaves one of the two. The
+// record carries the checksums of what it makes count, and a payload that this room never reads.
+// pin() keeps a generation's slot as it is while the steps after it go on in the others.
 //
 // The journal is two record places used in turn, so the last two records survive; recover() takes
 // the newest whose checksum holds. Ranks commit together: nobody writes the next step's state
@@ -50,14 +51,14 @@ class SlotStore {
  public:
   struct Files {
     io::StripedFile state;
-    std::optional<io::BlockFile> journal;  // with two slots
+    std::optional<io::BlockFile> journal;  // with more than one slot
   };
   static constexpr uint64_t kMaxPayloadBytes = 4096;
   // Size of the journal file for a layout.
   static uint64_t journal_bytes(const SlotLayout& layout);
 
   struct Memory {
-    std::span<std::byte> record;  // pinned, of journal_bytes() / 2 bytes, with two slots
+    std::span<std::byte> record;  // pinned, of journal_bytes() / 2 bytes, with a journal
     bool checksums = true;        // false: what is read is taken as it is
   };
   // `pump` and the memory must outlive the store.
@@ -68,9 +69,17 @@ class SlotStore {
 
   // The slot of every sub-group that holds the state, and the one the next step writes. Any thread.
   int current_slot() const { return slot_; }
-  int next_slot() const { return (slot_ + 1) % layout_.slots(); }
+  int next_slot() const { return next_; }
   Extent current(int32_t sub_group) const { return layout_.extent(sub_group, current_slot()); }
   Extent next(int32_t sub_group) const { return layout_.extent(sub_group, next_slot()); }
+
+  // Nobody writes to what is the current slot now, until unpin(). Returns it. Not while another one
+  // is pinned.
+  int pin();
+  void unpin();
+  // Whether the next step has a slot to write: of two slots, not while one is current and the other
+  // pinned.
+  bool has_next_slot() const { return next_ != kNone; }
 
   // What will be written of a sub-group's slot, from `offset` in it on, and what was read of it, as
   // ExtentSums' verbs. Any thread.
@@ -82,7 +91,7 @@ class SlotStore {
   // Everything in the current slots is what training begins with, and counts as this generation:
   // makes it durable. With one slot there is nothing to record. Throws IoError.
   void begin(uint64_t generation, std::span<const std::byte> payload);
-  // With two slots: what the last step writes is current, and the next generation; not durable yet.
+  // With a journal: what the last step writes is current, and the next generation; not durable yet.
   void advance();
   // All writes of the current generation have completed: flush, record, flush. With one slot there
   // is nothing to keep apart, and this returns at once. Throws IoError; the generation before then
@@ -90,7 +99,7 @@ class SlotStore {
   void make_durable(std::span<const std::byte> payload);
   // Both, one after the other.
   void commit(std::span<const std::byte> payload);
-  // Bytes of records that advance() has let in for. Their transfers carry TrafficTag::of_update.
+  // Bytes of records that advance() has let in for. Their transfers carry Account::update.
   uint64_t promised_bytes() const { return promised_bytes_; }
 
   // Reads the journal and puts its newest valid record of at most that generation in force; nullopt
@@ -100,11 +109,14 @@ class SlotStore {
       uint64_t newest_generation = std::numeric_limits<uint64_t>::max());
 
  private:
+  static constexpr int kNone = -1;
+
+  void choose_next_slot();
   std::optional<JournalRecord> read_record(uint64_t place);
   void put_in_force(const JournalRecord& record);
-  void write_record(std::span<const std::byte> payload, bool of_update);
+  void write_record(std::span<const std::byte> payload, Account account);
   // The place of a generation's record.
-  void transfer_record(io::Op op, uint64_t generation, bool of_update = false);
+  void transfer_record(io::Op op, uint64_t generation, Account account = Account::step);
   void flush(const io::FileSpace& file, const char* label);
 
   const SlotLayout layout_;
@@ -114,7 +126,9 @@ class SlotStore {
   ExtentSums sums_;
   uint64_t generation_ = 0;
   uint64_t promised_bytes_ = 0;
+  int pinned_slot_ = kNone;
   std::atomic<int> slot_ = 0;
+  std::atomic<int> next_ = 0;
 };
 
 }  // namespace strata::offload

@@ -25,6 +25,7 @@ class Arena {
 
   std::byte* data() const { return block_.data(); }
   size_t bytes() const { return block_.bytes(); }
+  std::span<std::byte> span() const { return {data(), bytes()}; }
   template <typename T>
   T* as() const {
     return reinterpret_cast<T*>(block_.data());

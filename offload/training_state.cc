@@ -244,34 +244,36 @@ IoCommand TrainingState::slot_command(StateKind kind, GrainRange grains, Extent 
   return command;
 }
 
-void TrainingState::copy(StateKind kind, GrainRange grains, std::byte* to, const std::byte* from,
-                         CopyDirection on_device) const {
+void TrainingState::copy(const Copy& copy, Queue& queue, Account account) const {
+  const auto& [kind, grains, to, from, on_device] = copy;
   const bool is_on_device = spec_.placement(kind).tier_of(grains.begin) == Tier::device;
-  transfer_.copy(to, from, static_cast<size_t>(grains.grains() * spec_.grain_bytes(kind)),
-                 is_on_device ? on_device : CopyDirection::host_to_host,
-                 {kind, index_of(kind, grains), "transfer"});
-  transfer_.synchronize();
+  queue.copy(to, from, static_cast<size_t>(grains.grains() * spec_.grain_bytes(kind)),
+             is_on_device ? on_device : CopyDirection::host_to_host,
+             {kind, index_of(kind, grains), "transfer", account});
+  queue.synchronize();
 }
 
-void TrainingState::transfer(io::Op op, IoCommand command) const {
+void TrainingState::transfer(io::Op op, IoCommand command, Account account) const {
   require(command.offset % kDiskBlockBytes == 0,
           "a transfer of training state starts at a disk block");
   command.op = op;
+  command.tag.account = account;
   pump_->submit(command).wait();
 }
 
-void TrainingState::read(StateKind kind, GrainRange grains, std::byte* buffer) {
+void TrainingState::read(StateKind kind, GrainRange grains, std::byte* buffer,
+                         const Source& source) {
   const int32_t group = index_of(kind, grains);
   if (spec_.grain_bytes(kind) == 0) return;
   if (const std::byte* const here = resident(kind, grains.begin)) {
-    copy(kind, grains, buffer, here, CopyDirection::device_to_host);
+    copy({kind, grains, buffer, here, CopyDirection::device_to_host}, source.queue, source.account);
   } else if (has_file(kind)) {
-    transfer(io::Op::read, shard_command(kind, grains, buffer));
+    transfer(io::Op::read, shard_command(kind, grains, buffer), source.account);
   } else {
-    const IoCommand command = slot_command(kind, grains, store_->current(group), buffer);
-    transfer(io::Op::read, command);
-    store_->check(group, store_->current_slot(), command.offset - store_->current(group).offset,
-                  {buffer, command.bytes});
+    const Extent extent = store_->layout().extent(group, source.slot);
+    const IoCommand command = slot_command(kind, grains, extent, buffer);
+    transfer(io::Op::read, command, source.account);
+    store_->check(group, source.slot, command.offset - extent.offset, {buffer, command.bytes});
   }
 }
 
@@ -279,18 +281,19 @@ void TrainingState::write(StateKind kind, GrainRange grains, const std::byte* bu
   const int32_t group = index_of(kind, grains);
   if (spec_.grain_bytes(kind) == 0) return;
   if (std::byte* const here = resident(kind, grains.begin)) {
-    return copy(kind, grains, here, buffer, CopyDirection::host_to_device);
+    return copy({kind, grains, here, buffer, CopyDirection::host_to_device}, transfer_,
+                Account::step);
   }
   auto* const data = const_cast<std::byte*>(buffer);  // not written to
   if (has_file(kind)) {
-    transfer(io::Op::write, shard_command(kind, grains, data));
+    transfer(io::Op::write, shard_command(kind, grains, data), Account::step);
     return;
   }
   for (int slot = 0; slot < spec_.slots; ++slot) {
     const Extent extent = store_->layout().extent(group, slot);
     const IoCommand command = slot_command(kind, grains, extent, data);
     store_->seal(group, slot, command.offset - extent.offset, {buffer, command.bytes});
-    transfer(io::Op::write, command);
+    transfer(io::Op::write, command, Account::step);
   }
 }
 

@@ -105,7 +105,18 @@ class TrainingState {
   // stored; of frozen ones, grains of one tier. Blocks. Not for use while a step is under way:
   // these are the verbs of initialization, digests and checkpoints. write() fills every slot.
   // Throws IoError.
-  void read(StateKind kind, GrainRange grains, std::byte* buffer);
+  void read(StateKind kind, GrainRange grains, std::byte* buffer) {
+    read(kind, grains, buffer, {store_ != nullptr ? store_->current_slot() : 0, transfer_});
+  }
+  // From where read() reads: of optimizer state on nvme a slot, of memory by a queue of the device.
+  struct Source {
+    int slot = 0;
+    Queue& queue;
+    Account account = Account::step;
+  };
+  // The same beside steps under way, on another thread: of what they leave as it is, a pinned slot
+  // and frozen parameters.
+  void read(StateKind kind, GrainRange grains, std::byte* buffer, const Source& source);
   void write(StateKind kind, GrainRange grains, const std::byte* buffer);
 
  private:
@@ -117,10 +128,16 @@ class TrainingState {
   const SubGroup& sub_group_of(GrainRange grains) const;
   int32_t index_of(StateKind kind, GrainRange grains) const;
   // Between memory; `on_device` is the direction where the grains lie on the device.
-  void copy(StateKind kind, GrainRange grains, std::byte* to, const std::byte* from,
-            CopyDirection on_device) const;
+  struct Copy {
+    StateKind kind = StateKind::other;
+    GrainRange grains;
+    std::byte* to = nullptr;
+    const std::byte* from = nullptr;
+    CopyDirection on_device = CopyDirection::device_to_host;
+  };
+  void copy(const Copy& copy, Queue& queue, Account account) const;
   // With the disk; blocks.
-  void transfer(io::Op op, IoCommand command) const;
+  void transfer(io::Op op, IoCommand command, Account account) const;
   IoCommand slot_command(StateKind kind, GrainRange grains, Extent extent, std::byte* data) const;
 
   const TrainingStateSpec spec_;

@@ -200,7 +200,7 @@ LinkBytes PipelineCase::planned() const {
 }
 
 void PipelineCase::check_traffic(int64_t steps) const {
-  const LinkBytes moved = recorder_.link_bytes(/*of_update=*/true);
+  const LinkBytes moved = recorder_.link_bytes(Account::update);
   const LinkBytes planned_step = planned();
   for (size_t link = 0; link < kLinkCount; ++link) {
     const uint64_t expected = planned_step[link] * static_cast<uint64_t>(steps);

@@ -177,24 +177,31 @@ class Training {
       say("step {} is kept: go on with --resume\n", engine.steps_done());
       return;
     }
-    save(engine);
+    or_warn([&] { tell_saved(engine.await_checkpoint()); });
+    if (saved_step_ != engine.steps_done()) tell_saved(engine.save_checkpoint(options_.keep));
     if (recovers_steps) engine.remove_state_files();
   }
 
-  void save(Engine& engine) {
-    if (saved_step_ == engine.steps_done()) return;
-    const std::string path = engine.save_checkpoint(options_.keep);
-    saved_step_ = engine.steps_done();
-    say("checkpoint: {}\n", path);
-  }
-
-  // On the way a full disk is no reason to stop.
   void save_if_due(Engine& engine, Progress& progress) {
     if (options_.checkpoint_every == 0 || !keeps_run_) return;
     if (engine.steps_done() % options_.checkpoint_every != 0) return;
     progress.finish();
+    begun_step_ = engine.steps_done();
+    or_warn([&] { tell_saved(engine.begin_checkpoint(options_.keep)); });
+  }
+
+  // Of the checkpoint begun last; no path: it is not there yet.
+  void tell_saved(const std::string& path) {
+    if (path.empty()) return;
+    saved_step_ = begun_step_;
+    say("checkpoint: {}\n", path);
+  }
+
+  // On the way a full disk is no reason to stop.
+  template <typename Save>
+  void or_warn(const Save& save) {
     try {
-      save(engine);
+      save();
     } catch (const IoError& error) {
       if (speaks()) log_.log(LogLevel::warning, fmt::format("no checkpoint: {}", error.what()));
     }
@@ -241,6 +248,8 @@ class Training {
       totals_.add(result);
       metrics_.write(result);
       if (speaks()) progress.show(result);
+      if (!result.checkpoint.empty()) progress.finish();
+      tell_saved(result.checkpoint);
       skipped_in_a_row = result.skipped && !scale_falls ? skipped_in_a_row + 1 : 0;
       if (skipped_in_a_row == kMaxSkipped) {
         throw Error(
@@ -303,7 +312,7 @@ class Training {
   NgramBaselines baselines_;
   RunTotals totals_;
   bool keeps_run_ = false;
-  int64_t saved_step_ = -1;  // of the last checkpoint
+  int64_t begun_step_ = -1, saved_step_ = -1;  // of the last checkpoint
 };
 
 }  // namespace

@@ -60,7 +60,8 @@ void MetricsFile::write(const StepResult& r) {
                      {"ranks", r.exposed.ranks},
                      {"nvme", r.exposed.nvme},
                      {"update", r.exposed.update},
-                     {"activation", r.exposed.activation}};
+                     {"activation", r.exposed.activation},
+                     {"checkpoint", r.exposed.checkpoint}};
   json["speculation"] = {{"sub_groups", r.speculation.sub_groups},
                          {"redone", r.speculation.redone},
                          {"redone_bytes", by_link(r.speculation.redone_bytes)}};
@@ -141,6 +142,7 @@ void RunTotals::add(const StepResult& r) {
   exposed_.nvme += r.exposed.nvme;
   exposed_.update += r.exposed.update;
   exposed_.activation += r.exposed.activation;
+  exposed_.checkpoint += r.exposed.checkpoint;
   speculated_ += r.speculation.sub_groups;
   redone_ += r.speculation.redone;
   for (size_t link = 0; link < kLinkCount; ++link) moved_[link] += r.moved[link];
@@ -170,13 +172,15 @@ std::string RunTotals::table(const PlanSummary& plan) const {
       "\nmean step {:.1f} ms: forward {:.1f}, backward {:.1f}, step {:.1f}\n"
       "waited in it: compute {:.1f} ms for parameters, {:.1f} for the last update's, {:.1f} for "
       "activations and {:.1f} for gradient buffers, the step "
-      "{:.1f} for landing gradients and {:.1f} for other ranks, updates {:.1f} for nvme\n"
+      "{:.1f} for landing gradients and {:.1f} for other ranks, updates {:.1f} for nvme "
+      "and {:.1f} for a checkpoint's slot\n"
       "{} steps, {} skipped, {} tokens, {:.0f} tokens/s\n",
       seconds_ / steps * 1e3, phases_.forward / steps * 1e3, phases_.backward / steps * 1e3,
       phases_.step / steps * 1e3, exposed_.gather / steps * 1e3, exposed_.update / steps * 1e3,
       exposed_.activation / steps * 1e3, exposed_.grad_buffer / steps * 1e3,
       exposed_.landing / steps * 1e3, exposed_.ranks / steps * 1e3, exposed_.nvme / steps * 1e3,
-      steps_, skipped_, tokens_, seconds_ > 0 ? static_cast<double>(tokens_) / seconds_ : 0.0);
+      exposed_.checkpoint / steps * 1e3, steps_, skipped_, tokens_,
+      seconds_ > 0 ? static_cast<double>(tokens_) / seconds_ : 0.0);
   return out;
 }
 

@@ -87,18 +87,41 @@ void CheckpointWriter::write(const std::string& file, const std::string& tensor,
   try {
     const safetensors::Tensor& there = part.file.tensor(tensor);
     part.file.write(there, first, bytes);
+    written_bytes_ += bytes.size();
     const auto index = &there - part.file.header().tensors().data();
     part.pieces.push_back({static_cast<uint64_t>(index),
                            {first, bytes.size(), XXH3_64bits(bytes.data(), bytes.size())}});
   } catch (const IoError& error) {
-    failure_ = error.what();
+    fail(error.what());
   }
+}
+
+template <typename Work>
+void CheckpointWriter::on_parts(const Work& work) {
+  if (!failure_.empty()) return;
+  try {
+    for (auto& [name, part] : parts_) work(part.file);
+  } catch (const IoError& error) {
+    fail(error.what());
+  }
+}
+
+void CheckpointWriter::write_back() {
+  on_parts([](safetensors::File& file) { file.write_back(); });
+}
+
+void CheckpointWriter::sync() {
+  on_parts([](safetensors::File& file) { file.sync(); });
+}
+
+void CheckpointWriter::fail(std::string_view text) {
+  if (failure_.empty()) failure_ = text;
 }
 
 void CheckpointWriter::finish(Manifest manifest) {
   together([&] {
+    sync();
     if (!failure_.empty()) throw IoError(failure_, path_, 0, EIO);
-    for (auto& [name, part] : parts_) part.file.sync();
   });
   manifest.pieces.clear();
   for (const auto& [name, part] : parts_) manifest.pieces[name] = all_pieces(name);

@@ -10,6 +10,7 @@
 #include <map>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine/checkpoint/manifest.h"
@@ -39,9 +40,19 @@ class CheckpointWriter {
   CheckpointWriter& operator=(const CheckpointWriter&) = delete;
 
   // A piece of a tensor, from byte `first` on. Every byte is written once, by any rank. Does
-  // nothing after a write has failed.
+  // nothing after a write has failed. This and the next four are for one thread at a time, the
+  // driver's or another.
   void write(const std::string& file, const std::string& tensor, uint64_t first,
              std::span<const std::byte> bytes);
+  // Waits until the disk has taken what was written, so that a writer who times himself sees what
+  // it costs.
+  void write_back();
+  // Makes what was written durable, ahead of finish(), which then has little to wait for.
+  void sync();
+  // By write(), so far.
+  uint64_t written_bytes() const { return written_bytes_; }
+  // finish() fails with this text, if it has no earlier reason.
+  void fail(std::string_view text);
 
   // Collective, after all writes: makes them durable, writes the manifest, with their pieces in
   // place of its own, and gives the checkpoint its name, in place of another one of that name.
@@ -67,7 +78,11 @@ class CheckpointWriter {
     std::vector<TensorPiece> pieces;
   };
   std::map<std::string, Part> parts_;
-  std::string failure_;  // of write()
+  // Calls `work` on each part, unless something has failed.
+  template <typename Work>
+  void on_parts(const Work& work);
+  uint64_t written_bytes_ = 0;
+  std::string failure_;  // the first, of this rank
   bool finished_ = false;
 };
 

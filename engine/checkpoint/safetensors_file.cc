@@ -72,6 +72,8 @@ void File::write(const Tensor& tensor, uint64_t first, std::span<const std::byte
   io::write_fully(file_, offset_of(tensor, first, bytes.size()), bytes);
 }
 
+void File::write_back() { io::write_back(file_); }
+
 void File::sync() { io::flush(file_); }
 
 }  // namespace strata::safetensors

@@ -34,6 +34,8 @@ class File {
   // offset.
   void read(const Tensor& tensor, uint64_t first, std::span<std::byte> out) const;
   void write(const Tensor& tensor, uint64_t first, std::span<const std::byte> bytes);
+  // io::write_back() of what was written so far, by anybody. Throws IoError.
+  void write_back();
   // What was written so far, by anybody, is on the disk. Throws IoError.
   void sync();
 

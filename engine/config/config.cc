@@ -274,10 +274,16 @@ class Resolver {
     }
   }
 
-  // Steps are recovered from the slot that still counts.
+  // Steps are recovered from the slot that still counts, and go on in two beside one that is
+  // copied.
   void resolve_slots() {
-    const bool needs_two = config_.recovery == RecoveryChoice::step;
+    const bool needs_two = config_.recovery == RecoveryChoice::step || config_.snapshot_slots > 0;
     config_.slots = static_cast<int>(draft_.slots.value_or(needs_two ? 2 : 1));
+    if (config_.snapshot_slots > 0 && config_.slots == 1) {
+      fail(
+          "\"strata.snapshot_slots\" is for a slot that is copied while steps go on in two others, "
+          "and \"strata.slots\" is 1: set it to 2, or leave it out");
+    }
     if (needs_two && config_.slots == 1) {
       fail(
           "\"strata.recovery\" is \"step\", for which a step is written while the one before "

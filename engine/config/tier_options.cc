@@ -458,6 +458,14 @@ Group strata_group(ConfigDraft& draft) {
            integer({1, 2}, "", [&draft](uint64_t v) { draft.slots = static_cast<int64_t>(v); }),
            "Places on disk for each sub-group; with 2 the step before stays intact until the "
            "next is durable. 2 with `strata.recovery` \"step\", otherwise 1."),
+       honoured("strata.snapshot_slots", integer(out.snapshot_slots, {0, 1}),
+                "Another slot, for runs that recover steps: a checkpoint is copied from it while "
+                "steps go on in the other two. With 0 the second step behind the one that is saved "
+                "waits for the copy."),
+       honoured("strata.checkpoint_share",
+                number(out.checkpoint_share, {.min = 0, .max = 1, .above_min = true}),
+                "Part of the time in which a checkpoint that is copied while steps go on reads and "
+                "writes, so that it does not take the disk from them; 1: as fast as it can."),
        honoured("strata.recovery",
                 choice(out.recovery, {{"auto", RecoveryChoice::automatic},
                                       {"step", RecoveryChoice::step},

@@ -62,7 +62,9 @@ std::vector<Change> possible_changes(const PlanInput& input) {
       change.model = change.model.tiled(more_tiles);
     });
   }
-  if (input.config.slots > 1) {
+  if (input.config.snapshot_slots > 0) {
+    add("strata.snapshot_slots = 0", [](Change& change) { change.config.snapshot_slots = 0; });
+  } else if (input.config.slots > 1) {
     add("strata.slots = 1", [](Change& change) { change.config.slots = 1; });
   }
   if (input.micro_batch.batch > 1) {

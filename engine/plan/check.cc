@@ -91,6 +91,18 @@ void check_config(const PlanInput& input) {
   if (config.staging_buffers < 0 || config.slots < 1 || config.slots > 2) {
     throw ConfigError("staging_buffers must be at least 1, or 0 for auto, and slots 1 or 2");
   }
+  if (config.snapshot_slots < 0 || config.snapshot_slots > 1) {
+    throw ConfigError(fmt::format("snapshot_slots is {}: use 0 or 1", config.snapshot_slots));
+  }
+  if (config.snapshot_slots > 0 && config.slots == 1) {
+    throw ConfigError(
+        "a slot is to be copied while steps go on in two others (strata.snapshot_slots), and there "
+        "is one: set strata.slots to 2");
+  }
+  if (!(config.checkpoint_share > 0 && config.checkpoint_share <= 1)) {
+    throw ConfigError(fmt::format("checkpoint_share is {}: use a number above 0 and at most 1",
+                                  config.checkpoint_share));
+  }
   check_speculation_settings(config);
   if (config.pin_state == PinChoice::always && config.host_memory == 0) {
     throw ConfigError("state is to be pinned without a budget to fill: set host_memory");

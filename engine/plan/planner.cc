@@ -82,6 +82,7 @@ class Planner {
 
   void place() {
     plan_.state = place_state(input_.config, plan_.layout, host_.pinned_until);
+    if (input_.has_run_directory) plan_.state.slots += input_.config.snapshot_slots;
     plan_.staging = offload::staging_layout(plan_.state, staging_buffers());
     const int64_t grains = std::max<int64_t>(plan_.layout.trainable_grains(), 1);
     plan_.transfer_grains =

@@ -86,10 +86,14 @@ struct Plan {
   uint64_t reduced_bytes = 0;         // one of two buffers for a unit's gradients summed over ranks
   uint64_t reduce_scratch_bytes = 0;  // what peers send of them at a time
   uint64_t landing_bytes = 0;         // one of two buffers for gradients on their way to the host
-  int64_t transfer_grains = 0;        // room of the buffer behind initialization and digests
+  int64_t transfer_grains = 0;        // of state that initialization, digests, checkpoints move
   std::vector<int32_t> order_of_use;  // of sub-groups (engine/plan/sub_group_order.h)
   std::vector<int32_t> order_of_completion;
 
+  // Of a buffer for them: as they are kept, and as fp32.
+  uint64_t transfer_bytes() const {
+    return static_cast<uint64_t>(2 * transfer_grains * kGrainNumel) * sizeof(float);
+  }
   // Whether anything lives on nvme.
   bool uses_nvme() const { return summary.needed_bytes[static_cast<size_t>(Tier::nvme)] > 0; }
   // Whether each step's state becomes durable before the next one starts.
@@ -116,9 +120,9 @@ struct Plan {
   }
 };
 
-// Doubles that ranks exchange in a step: the loss, the sum of squares and whether to stop; and when
-// a generation is durable everywhere.
-inline constexpr uint64_t kStepDoubles = 3;
+// Doubles that ranks exchange in a step: the loss, the sum of squares, whether to stop, and whether
+// a checkpoint under way is copied; and when a generation is durable everywhere.
+inline constexpr uint64_t kStepDoubles = 4;
 inline constexpr uint64_t kCommitDoubles = 1;
 
 // Names of the reservations that the runtime claims itself; the rest belong to offload.
@@ -141,6 +145,7 @@ inline constexpr const char* kLanding = "gradient landing";
 inline constexpr const char* kGrainSums = "gradient norms";
 inline constexpr const char* kDeviceGrainSums = "gradient norms on device";
 inline constexpr const char* kTransfer = "transfer buffer";
+inline constexpr const char* kCheckpointTransfer = "checkpoint transfer buffer";
 inline constexpr const char* kJournalRecord = "journal record";
 inline constexpr const char* kStateFile = "state file";
 inline constexpr const char* kJournalFile = "journal file";

@@ -58,8 +58,10 @@ class Reserver {
     add(Tier::host, StateKind::grad, reserved::kLanding, 2 * plan_.landing_bytes);
     add(Tier::host, StateKind::other, reserved::kGrainSums,
         static_cast<uint64_t>(plan_.layout.trainable_grains()) * sizeof(double));
-    add(Tier::host, StateKind::other, reserved::kTransfer,
-        static_cast<uint64_t>(2 * plan_.transfer_grains * kGrainNumel) * sizeof(float));
+    add(Tier::host, StateKind::other, reserved::kTransfer, plan_.transfer_bytes());
+    if (copies_beside_steps()) {
+      add(Tier::host, StateKind::other, reserved::kCheckpointTransfer, plan_.transfer_bytes());
+    }
     add(Tier::host, StateKind::other, reserved::kParameterRing, parameter_ring_bytes());
     add(Tier::host, StateKind::other, reserved::kGradientRing, gradient_ring_bytes());
     reserve_checkpoints();
@@ -75,6 +77,11 @@ class Reserver {
   }
 
  private:
+  // Checkpoints from pinned slots. Asked before it is known whether each step will be recoverable.
+  bool copies_beside_steps() const {
+    return plan_.commits() && input_.has_run_directory &&
+           input_.config.recovery != RecoveryChoice::checkpoint;
+  }
   const std::vector<Unit>& units() const { return plan_.layout.units(); }
   void add(Tier tier, StateKind kind, const char* name, uint64_t bytes) {
     if (bytes == 0) return;

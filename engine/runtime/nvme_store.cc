@@ -98,9 +98,9 @@ offload::SlotStore::Files NvmeStore::slot_files(const offload::SlotLayout& layou
 
 void NvmeStore::attach() {
   io::IoResources resources = {.files = descriptors_};
-  std::vector<std::string> names = {reserved::kTransfer, reserved::kJournalRecord,
-                                    reserved::kParameterRing, reserved::kGradientRing,
-                                    reserved::kActivationRing};
+  std::vector<std::string> names = {reserved::kTransfer,      reserved::kCheckpointTransfer,
+                                    reserved::kJournalRecord, reserved::kParameterRing,
+                                    reserved::kGradientRing,  reserved::kActivationRing};
   for (const Reservation& staging : offload::reservations_for(plan_.staging)) {
     names.push_back(staging.name);
   }

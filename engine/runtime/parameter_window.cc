@@ -94,7 +94,7 @@ void ParameterWindow::complete(int unit_index) {
     parts_.comm_queue.wait(place.buffer->last_use,
                            {StateKind::param, unit_index, "gather waits for compute"});
     parts_.comm.all_gather(place.trainable, shard_bytes(flat),
-                           {StateKind::param, unit_index, "complete", /*of_update=*/true});
+                           {StateKind::param, unit_index, "complete", Account::update});
   }
   place.buffer->ready = parts_.comm_queue.record();
 }

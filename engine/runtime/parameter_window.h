@@ -51,7 +51,7 @@ class ParameterWindow {
   // wait for this rank's, which is in place where the communicator's queue is now.
   void complete(int unit);
   // Bytes that completing after every outdate() so far sends, done or not; the transfers carry
-  // TrafficTag::of_update.
+  // Account::update.
   uint64_t promised_bytes() const { return promised_bytes_; }
 
   // Makes later work on `compute` wait for everything that `unit` needs, and returns views of its

@@ -1,4 +1,4 @@
-// Where training begins, and what it leaves for another beginning.
+// Where training begins.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -6,7 +6,6 @@
 #include <optional>
 #include <vector>
 
-#include "engine/checkpoint/checkpoint_folder.h"
 #include "engine/checkpoint/checkpoint_reader.h"
 #include "engine/checkpoint/checkpoint_writer.h"
 #include "engine/runtime/runtime.h"
@@ -115,58 +114,12 @@ void Runtime::load_checkpoint() {
   access_->load(checkpoint);
 }
 
-void Runtime::save_checkpoint(const std::string& path) {
-  if (own_ != nullptr && own_->begun) {
-    throw ConfigError("a checkpoint is saved in the middle of a step: call step() first");
-  }
-  settle();
-  CheckpointWriter checkpoint(path, access_->checkpoint_contents(), *comm_);
-  access_->save(checkpoint);
-  Manifest manifest;
-  manifest.run = run_state();
-  manifest.model = model_.description;
-  manifest.model_config = model_.config;
-  manifest.config = config_.text;
-  manifest.moment_codec = config_.moment_codec;
-  checkpoint.finish(std::move(manifest));
-}
-
-std::string Runtime::save_checkpoint(int keep) {
-  if (!files_->has_directory()) {
-    throw ConfigError(
-        "the run has no directory for its checkpoints: give it one (Options::run_directory), or "
-        "save under a path of your own");
-  }
-  const CheckpointFolder folder = checkpoint_folder(files_->path());
-  const std::string path = folder.of_step(step_);
-  save_checkpoint(path);
-  try {
-    if (world_.rank == 0) folder.tidy(keep);
-  } catch (const IoError& error) {
-    log_.log(LogLevel::warning,
-             fmt::format("the checkpoint '{}' is saved, but {}", path, error.what()));
-  }
-  return path;
-}
-
 void Runtime::set_data_position(int64_t position) {
   if (position < 0) {
     throw ConfigError(
         fmt::format("data cannot go on at position {}: positions start at 0", position));
   }
   next_data_position_ = position;
-}
-
-void Runtime::remove_state_files() {
-  settle();
-  if (!plan_->recovers_steps) return;
-  const CheckpointFolder folder = checkpoint_folder(files_->path());
-  if (!CheckpointFolder::is_checkpoint(folder.of_step(step_))) {
-    throw ConfigError(fmt::format(
-        "no checkpoint has step {}, which the state files hold: save one first", step_));
-  }
-  has_ended_ = true;
-  files_->remove_state();
 }
 
 }  // namespace strata::engine

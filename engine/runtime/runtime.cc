@@ -92,6 +92,7 @@ Runtime::Runtime(Model model, const Config& config, const World& world,
   host_update_ =
       make_host_queue({"host update", optimizer_threads, binding.places}, host, recorder_);
   commit_ = make_host_queue({"commit", 1}, host, recorder_);
+  checkpoint_queue_ = device_->create_queue({"checkpoint", 1});
   passes_ = std::make_unique<ComputeSpans>(*compute_, recorder_);
   const bool on_gpu = device_->kind() == DeviceKind::cuda;
   layer_ops_ = on_gpu ? ops::make_cuda_layer_ops(*compute_)
@@ -130,6 +131,8 @@ void Runtime::build(const Disturbance& disturbance, const ParameterReader& initi
   losses_ = tiers_->claim(reserved::kLoss);
   loss_readback_ = tiers_->claim(reserved::kLossReadback);
   scores_readback_ = tiers_->claim(reserved::kScoresReadback);
+  transfer_ = tiers_->claim(reserved::kTransfer);
+  checkpoint_transfer_ = tiers_->claim(reserved::kCheckpointTransfer);
   if (plan_->uses_nvme()) {
     store_ =
         std::make_unique<NvmeStore>(*plan_, config_,
@@ -146,7 +149,8 @@ void Runtime::build(const Disturbance& disturbance, const ParameterReader& initi
   state_ = std::make_unique<offload::TrainingState>(
       plan_->state, *tiers_, slots, pump, *copy_in_,
       store_ != nullptr ? store_->take_shard_files() : offload::ShardFiles{});
-  access_ = std::make_unique<StateAccess>(*plan_, StateAccess::Parts{*state_, *comm_}, *tiers_);
+  access_ =
+      std::make_unique<StateAccess>(*plan_, StateAccess::Parts{*state_, *comm_, transfer_.span()});
   window_ = std::make_unique<ParameterWindow>(
       *plan_,
       ParameterWindow::Parts{*state_, *copy_in_, *comm_, *comm_queue_,
@@ -202,6 +206,7 @@ void Runtime::complete_units() {
 
 // Work that a failure left behind still uses what is about to go.
 Runtime::~Runtime() {
+  copy_.reset();
   commit_->finish();
   updater_.reset();
   for (const auto& queue : {&compute_, &copy_in_, &param_in_, &copy_out_, &param_out_, &comm_queue_,
@@ -382,7 +387,7 @@ void Runtime::settle() {
   commit_->synchronize();
   complete_units();
   // Every byte that was to be moved has been, by the count of completed transfers.
-  if (promised() != recorder_.link_bytes(true)) {
+  if (promised() != recorder_.link_bytes(Account::update)) {
     throw Error("a transfer was lost: bytes of the update are unaccounted for");
   }
 }

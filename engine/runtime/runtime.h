@@ -17,9 +17,12 @@
 #include <utility>
 #include <vector>
 
+#include "engine/checkpoint/checkpoint_folder.h"
+#include "engine/checkpoint/manifest.h"
 #include "engine/comm/communicator.h"
 #include "engine/plan/planner.h"
 #include "engine/runtime/activation_store.h"
+#include "engine/runtime/checkpoint_copy.h"
 #include "engine/runtime/gather_order.h"
 #include "engine/runtime/gradient_lander.h"
 #include "engine/runtime/loss_scaler.h"
@@ -80,6 +83,9 @@ class Runtime {
   std::string digest();
   void save_checkpoint(const std::string& path);
   std::string save_checkpoint(int keep);
+  std::string begin_checkpoint(int keep);
+  // The path of the last one begun, if it was not told yet.
+  std::string await_checkpoint();
   void set_data_position(int64_t position);
   int64_t data_position() const { return data_position_; }
   void remove_state_files();
@@ -90,8 +96,9 @@ class Runtime {
   std::vector<std::string> description() const;
 
  private:
-  // Label of the time that a step stood still for other ranks (Activity::wait).
+  // Labels of the times that a step stood still (Activity::wait).
   static constexpr const char* kRanksWaitLabel = "step waits for other ranks";
+  static constexpr const char* kSlotWaitLabel = "update waits for a checkpoint to leave its slot";
 
   // Moments of a step on the compute queue, in nanoseconds; written there.
   struct Marks {
@@ -140,6 +147,15 @@ class Runtime {
   // Whether a step was recovered.
   bool recover();
   void load_checkpoint();
+  Manifest manifest() const;  // but for what is in the files
+  void require_between_steps() const;
+  // Throws ConfigError without a run directory.
+  CheckpointFolder own_checkpoints() const;
+  void tidy_checkpoints(const std::string& saved, int keep);
+  // Of a checkpoint under way: waits until it is there, or warns that there is none.
+  void end_copy();
+  // Before anything is updated.
+  void await_slot();
   std::string frozen_path() const;  // where a run that recovers steps keeps frozen parameters
   RunState run_state() const;
   // Throws ConfigError for a state of another seed.
@@ -219,14 +235,15 @@ class Runtime {
   std::unique_ptr<Queue> copy_in_;
   std::unique_ptr<Queue> copy_out_;
   std::unique_ptr<Queue> comm_queue_;
-  std::unique_ptr<Queue> param_in_;         // of the device: updated parameters
-  std::unique_ptr<Queue> param_out_;        // of the device: parameters to update
-  std::unique_ptr<Queue> activations_in_;   // of the device: outputs that come back for backward
-  std::unique_ptr<Queue> activations_out_;  // of the device: outputs that leave until then
-  std::unique_ptr<Queue> landing_;          // of gradients on the host
-  std::unique_ptr<Queue> host_update_;      // of state on host and nvme
-  std::unique_ptr<Queue> commit_;           // waits for writes, and makes them count
-  std::unique_ptr<ComputeSpans> passes_;    // forward and backward through units
+  std::unique_ptr<Queue> param_in_;          // of the device: updated parameters
+  std::unique_ptr<Queue> param_out_;         // of the device: parameters to update
+  std::unique_ptr<Queue> activations_in_;    // of the device: outputs that come back for backward
+  std::unique_ptr<Queue> activations_out_;   // of the device: outputs that leave until then
+  std::unique_ptr<Queue> landing_;           // of gradients on the host
+  std::unique_ptr<Queue> host_update_;       // of state on host and nvme
+  std::unique_ptr<Queue> commit_;            // waits for writes, and makes them count
+  std::unique_ptr<Queue> checkpoint_queue_;  // of the device: what a checkpoint under way copies
+  std::unique_ptr<ComputeSpans> passes_;     // forward and backward through units
   std::unique_ptr<ops::LayerOps> layer_ops_;
   std::unique_ptr<ops::StateOps> device_state_ops_;
   std::unique_ptr<ops::StateOps> host_state_ops_;
@@ -235,6 +252,7 @@ class Runtime {
   std::unique_ptr<offload::TierManager> tiers_;
 
   offload::Arena batches_, batch_staging_;
+  offload::Arena transfer_, checkpoint_transfer_;
   offload::Arena output_grads_, saved_, workspace_;
   offload::Arena losses_, loss_readback_, scores_readback_;
 
@@ -252,6 +270,11 @@ class Runtime {
   std::unique_ptr<GatherOrder> gathers_;
 
   std::unique_ptr<OwnCompute> own_;  // null: layers compute
+
+  std::unique_ptr<CheckpointCopy> copy_;  // null: none is under way
+  int copy_keep_ = 0;
+  bool all_copied_ = false;       // on all ranks
+  std::string saved_checkpoint_;  // begun before, and not told of yet
 
   LossScaler loss_scaler_;
   int64_t step_ = 0;

@@ -85,12 +85,11 @@ std::vector<GrainRange> frozen_chunks_of(const Plan& plan) {
 
 }  // namespace
 
-StateAccess::StateAccess(const Plan& plan, const Parts& parts, offload::TierManager& tiers)
+StateAccess::StateAccess(const Plan& plan, const Parts& parts)
     : plan_(plan),
       parts_(parts),
-      memory_(tiers.claim(reserved::kTransfer)),
-      values_(memory_.as<float>()),
-      stored_(memory_.data() + plan.transfer_grains * kGrainNumel * sizeof(float)),
+      values_(reinterpret_cast<float*>(parts.memory.data())),
+      stored_(parts.memory.data() + parts.memory.size() / 2),
       chunks_(chunks_of_sub_groups(plan)),
       frozen_chunks_(frozen_chunks_of(plan)) {}
 
@@ -164,17 +163,25 @@ void StateAccess::clear_moments(GrainRange chunk, Range part) {
   }
 }
 
+void StateAccess::read_state(StateKind kind, GrainRange chunk, std::byte* out) {
+  if (parts_.beside_steps != nullptr) {
+    parts_.state.read(kind, chunk, out, *parts_.beside_steps);
+  } else {
+    parts_.state.read(kind, chunk, out);
+  }
+}
+
 void StateAccess::load_values(StateKind kind, GrainRange chunk) {
   const Codec codec = plan_.state.codec(kind);
   if (codec == Codec::none) {
     std::fill_n(values_, chunk.numel(), 0.0f);
     return;
   }
-  parts_.state.read(kind, chunk, stored_);
+  read_state(kind, chunk, stored_);
   std::byte* param = nullptr;
   if (codec == Codec::split16) {
     param = stored_ + plan_.state.padded_bytes(kind, chunk.grains());
-    parts_.state.read(StateKind::param, chunk, param);
+    read_state(StateKind::param, chunk, param);
   }
   ops::decode_state({kind, codec, stored_, param, values_, chunk.numel()});
 }

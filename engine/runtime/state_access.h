@@ -6,6 +6,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -15,7 +16,6 @@
 #include "engine/checkpoint/checkpoint_writer.h"
 #include "engine/comm/communicator.h"
 #include "engine/plan/planner.h"
-#include "offload/tier_manager.h"
 #include "offload/training_state.h"
 #include "strata/parameter_reader.h"
 
@@ -27,8 +27,12 @@ class StateAccess {
   struct Parts {
     offload::TrainingState& state;
     Communicator& comm;
+    std::span<std::byte> memory;  // pinned, plan.transfer_bytes()
+    // Null: the state between steps. Otherwise where save() reads while they go on, on a thread of
+    // its own; no other verb is for that.
+    const offload::TrainingState::Source* beside_steps = nullptr;
   };
-  StateAccess(const Plan& plan, const Parts& parts, offload::TierManager& tiers);
+  StateAccess(const Plan& plan, const Parts& parts);
 
   // What parameters start with: what `given` reads or, where that is empty, what their initializers
   // make of (seed, parameter name, element) alone.
@@ -44,13 +48,17 @@ class StateAccess {
   // A checkpoint's files, of which save() writes this rank's part. Saving and loading read and
   // write the state in pieces that fit this object's memory, and take no more.
   CheckpointWriter::Contents checkpoint_contents() const;
-  void save(CheckpointWriter& checkpoint);
+  // `between` is called again and again in between; what it throws ends the saving.
+  using Between = std::function<void()>;
+  void save(
+      CheckpointWriter& checkpoint, const Between& between = [] {});
   // Throws ConfigError, before anything is changed, for a checkpoint of other parameters, or with
   // other moments than this optimizer's. What another codec kept is rounded to this one's.
   void load(CheckpointReader& checkpoint);
   // The same of frozen parameters alone.
   CheckpointWriter::Contents frozen_contents() const;
-  void save_frozen(CheckpointWriter& checkpoint);
+  void save_frozen(
+      CheckpointWriter& checkpoint, const Between& between = [] {});
   void load_frozen(CheckpointReader& checkpoint);
 
   // The whole parameter, on every rank.
@@ -108,6 +116,8 @@ class StateAccess {
   void fill_initial(GrainRange chunk, bool trainable, const InitialValues& initial);
   // Writes values_ as master weights and, cast, as parameters of the chunk.
   void store_weights(GrainRange chunk);
+  // The state where it is, or beside steps where that is said.
+  void read_state(StateKind kind, GrainRange chunk, std::byte* out);
   // Whether this rank saves its part of a flat buffer: where every rank has all of it, one does.
   bool saves(const FlatBuffer& flat) const;
   void save_moment(StateKind kind, GrainRange chunk, CheckpointWriter& checkpoint);
@@ -129,7 +139,6 @@ class StateAccess {
 
   const Plan& plan_;
   const Parts parts_;
-  const offload::Arena memory_;
   float* const values_;
   std::byte* const stored_;               // a kind as it is kept
   const std::vector<GrainRange> chunks_;  // what is moved at a time, in order

@@ -65,8 +65,9 @@ CheckpointWriter::Contents StateAccess::frozen_contents() const {
   return contents;
 }
 
-void StateAccess::save(CheckpointWriter& checkpoint) {
+void StateAccess::save(CheckpointWriter& checkpoint, const Between& between) {
   for (const GrainRange chunk : chunks_) {
+    between();
     load_values(StateKind::master, chunk);
     const std::string file = checkpoint_file(StateKind::master);
     for_parameters(
@@ -80,13 +81,14 @@ void StateAccess::save(CheckpointWriter& checkpoint) {
       if (plan_.state.codec(kind) != Codec::none) save_moment(kind, chunk, checkpoint);
     }
   }
-  save_frozen(checkpoint);
+  save_frozen(checkpoint, between);
 }
 
-void StateAccess::save_frozen(CheckpointWriter& checkpoint) {
+void StateAccess::save_frozen(CheckpointWriter& checkpoint, const Between& between) {
   const auto element = static_cast<int64_t>(size_bytes(plan_.state.param_dtype));
   for (const GrainRange chunk : frozen_chunks_) {
-    parts_.state.read(StateKind::frozen, chunk, stored_);
+    between();
+    read_state(StateKind::frozen, chunk, stored_);
     for_parameters(
         chunk, /*trainable=*/false,
         [&](const FlatBuffer& flat, const Parameter& p, int64_t first, int64_t count, int64_t at) {
@@ -101,7 +103,7 @@ void StateAccess::save_frozen(CheckpointWriter& checkpoint) {
 void StateAccess::save_moment(StateKind kind, GrainRange chunk, CheckpointWriter& checkpoint) {
   const Codec codec = plan_.state.codec(kind);
   const std::string file = checkpoint_file(kind);
-  parts_.state.read(kind, chunk, stored_);
+  read_state(kind, chunk, stored_);
   for_parameters(
       chunk, /*trainable=*/true,
       [&](const FlatBuffer& flat, const Parameter& p, int64_t first, int64_t count, int64_t at) {

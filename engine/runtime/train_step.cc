@@ -35,6 +35,7 @@ Runtime::StepAccount Runtime::begin_step() {
   if (has_ended_) {
     throw ConfigError("the run's state files were removed, which ended it: make another engine");
   }
+  if (all_copied_) end_copy();
   StepAccount account;
   account.begin_ns = now_ns();
   account.moved_before = moved();
@@ -61,12 +62,15 @@ StepResult Runtime::finish_step(const StepAccount& account, double losses) {
   const double squares = lander_->finish();
   const int64_t step_begin = now_ns();
   const double stop = stop_ != nullptr ? stop_->load() : 0;
-  const auto of_ranks = of_all_ranks(std::array{losses, squares, stop});
+  const double copied = copy_ != nullptr && copy_->copied() ? 1 : 0;
+  const auto of_ranks = of_all_ranks(std::array{losses, squares, stop, copied});
+  all_copied_ = copy_ != nullptr;
   double sum_of_squares = 0;
   for (size_t at = 0; at < of_ranks.size(); at += kStepDoubles) {
     result.loss += of_ranks[at];
     sum_of_squares += of_ranks[at + 1];
     result.stop = std::max(result.stop, static_cast<int>(of_ranks[at + 2]));
+    all_copied_ = all_copied_ && of_ranks[at + 3] > 0;
   }
   result.loss /= static_cast<double>(config_.accumulation_steps * world_.size);
   update(result, sum_of_squares, account.mean_scale);
@@ -81,6 +85,7 @@ StepResult Runtime::finish_step(const StepAccount& account, double losses) {
   result.exposed = exposed() - account.exposed_before;
   result.moved = moved() - account.moved_before;
   result.peak = tiers_->peak_bytes();
+  result.checkpoint = std::exchange(saved_checkpoint_, {});
   return result;
 }
 
@@ -91,11 +96,12 @@ StepResult::Exposed Runtime::exposed() const {
           seconds(recorder_.waited_ns(kRanksWaitLabel)),
           seconds(recorder_.waited_ns(offload::OptimizerPipeline::kWaitLabel)),
           seconds(recorder_.waited_ns(GatherOrder::kWaitLabel)),
-          seconds(recorder_.waited_ns(ActivationStore::kWaitLabel))};
+          seconds(recorder_.waited_ns(ActivationStore::kWaitLabel)),
+          seconds(recorder_.waited_ns(kSlotWaitLabel))};
 }
 
 // What updates move counts when they are submitted: the last of it moves under the next step.
-LinkBytes Runtime::moved() const { return recorder_.link_bytes(false) + promised(); }
+LinkBytes Runtime::moved() const { return recorder_.link_bytes(Account::step) + promised(); }
 
 LinkBytes Runtime::promised() const {
   LinkBytes bytes = updater_->promised();
@@ -159,6 +165,7 @@ void Runtime::begin_commit() {
 // place on all of them: before its first update.
 void Runtime::await_commit() {
   if (!plan_->commits()) return;
+  await_slot();
   {
     const WaitScope wait(recorder_, {StateKind::master, -1, offload::OptimizerPipeline::kWaitLabel},
                          "driver");

@@ -213,8 +213,10 @@ struct Config {
   DirectChoice io_direct = DirectChoice::automatic;
   uint32_t io_block_bytes = 1 << 20;
   uint32_t io_queue_depth = 32;
-  int io_threads = 8;  // workers of the thread engine
-  int slots = 1;       // places on disk a sub-group; 2: the step before survives on disk
+  int io_threads = 8;             // workers of the thread engine
+  int slots = 1;                  // places on disk a sub-group; 2: the step before survives on disk
+  int snapshot_slots = 0;         // more of them, for a checkpoint that is copied beside steps
+  double checkpoint_share = 0.1;  // of the time, that such a copy reads and writes
   RecoveryChoice recovery = RecoveryChoice::automatic;
   bool checksums = true;        // state read from nvme is checked against what was written
   double comm_timeout_s = 600;  // how long a rank waits for a peer that has not come

@@ -47,10 +47,10 @@ struct StepResult {
   // for a gradient buffer, the step waiting for landing gradients, the step waiting for other
   // ranks to have theirs, the update waiting for nvme (hidden where it runs under a forward pass),
   // compute waiting for parameters that the step before still updates, and for activations that
-  // were elsewhere.
+  // were elsewhere; the update waiting for a checkpoint that copies what it would write over.
   struct Exposed {
     double gather = 0, grad_buffer = 0, landing = 0, ranks = 0, nvme = 0, update = 0;
-    double activation = 0;
+    double activation = 0, checkpoint = 0;
 
     // What came after `before`.
     friend Exposed operator-(const Exposed& now, const Exposed& before) {
@@ -60,7 +60,8 @@ struct StepResult {
               now.ranks - before.ranks,
               now.nvme - before.nvme,
               now.update - before.update,
-              now.activation - before.activation};
+              now.activation - before.activation,
+              now.checkpoint - before.checkpoint};
     }
   } exposed;
   // Sub-groups updated inside backward (`strata.speculate`), those of them that were updated again
@@ -71,6 +72,7 @@ struct StepResult {
   } speculation;
   LinkBytes moved = {};                        // by Activity: nvme_read, nvme_write, h2d, d2h, comm
   std::array<uint64_t, kTierCount> peak = {};  // bytes, by Tier, since the start
+  std::string checkpoint = {};  // its path: one that begin_checkpoint() began is now there
 };
 
 namespace engine {
@@ -198,6 +200,16 @@ class Engine {
   // there, the newest `keep` stay, 0 for all. Returns its path. Throws ConfigError without a run
   // directory.
   std::string save_checkpoint(int keep = 0);
+  // As save_checkpoint(keep), but where each step is recoverable it returns an empty path as soon
+  // as the checkpoint is begun: the state is copied from its slots while training goes on. Without
+  // `strata.snapshot_slots` the second step from here waits for the copy. One at a time: waits for
+  // the one before. It is there when a StepResult, or await_checkpoint(), tells its path; a copy
+  // that fails is a warning in the log, or what await_checkpoint() throws; one that is not finished
+  // is lost with the engine.
+  std::string begin_checkpoint(int keep = 0);
+  // Waits for a checkpoint begun before. Returns its path, empty without one that is yet to be
+  // told. Throws IoError as save_checkpoint().
+  std::string await_checkpoint();
   // Where the caller's data goes on after the next step; counts from that step on. 0 at first.
   void set_data_position(int64_t position);
   // That of the last step, or the one that the state came with.

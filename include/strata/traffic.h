@@ -31,14 +31,21 @@ constexpr std::string_view name(Activity activity) {
   return names[static_cast<size_t>(activity)];
 }
 
+// What a transfer's bytes are counted as, for comparison with the plan.
+enum class Account : uint8_t {
+  step,        // what is through when its step, or a verb between steps, ends
+  update,      // the optimizer's, whose work may run on under the next step
+  checkpoint,  // copied at its own pace, under any number of steps
+};
+inline constexpr size_t kAccountCount = 3;
+
 // What a transfer or piece of work belongs to. `label` and `lane` must be string literals or
 // outlive the sink.
 struct TrafficTag {
   StateKind kind = StateKind::other;
   int32_t index = -1;      // unit or sub-group; -1 for none
   const char* label = "";  // what it was for: "gather", "update", ...
-  // Moved by the optimizer pipeline, whose work may run on under the next step.
-  bool of_update = false;
+  Account account = Account::step;
 };
 
 struct TrafficRecord {

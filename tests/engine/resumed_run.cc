@@ -28,7 +28,9 @@ LifeOutcome live(const Life& life) {
       const auto batches = tiny_batches(life.config.accumulation_steps * world.size,
                                         static_cast<uint64_t>(engine.steps_done()) + 100);
       const auto own = of_rank(views(batches), world);
-      outcome.losses.push_back(engine.train_step(own).loss);
+      const StepResult result = engine.train_step(own);
+      outcome.losses.push_back(result.loss);
+      if (life.after_step) life.after_step(engine, result, world.rank);
     }
     outcome.digest = engine.digest();
     if (!life.save_as.empty()) engine.save_checkpoint(life.save_as);

@@ -18,6 +18,7 @@ struct Life {
   std::string run_directory = {}, resume = {};
   int until_step = 0;        // trains up to it
   std::string save_as = {};  // a checkpoint at the end; empty: none
+  std::function<void(Engine&, const StepResult&, int rank)> after_step = {};
   engine::Disturbance disturbance = {};
 };
 

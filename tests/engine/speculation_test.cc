@@ -50,7 +50,7 @@ struct Outcome {
 Interlude wait_for_writes(const Engine& engine, const Config& config) {
   const auto written = [&engine] {
     return EngineTestAccess::recorder(engine).link_bytes(
-        /*of_update=*/true)[static_cast<size_t>(Activity::nvme_write)];
+        Account::update)[static_cast<size_t>(Activity::nvme_write)];
   };
   const int last_micro_batch = static_cast<int>(config.accumulation_steps) - 1;
   return {"embedding_backward.position_table", last_micro_batch, [written, before = written()] {

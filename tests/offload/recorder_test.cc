@@ -43,11 +43,11 @@ TEST(RecorderTest, TotalsAreExactEvenWhenEventsAreDropped) {
 TEST(RecorderTest, TellsTheUpdatesBytesFromTheRest) {
   Recorder recorder(0);
   TrafficRecord of_update = read_of(5);
-  of_update.tag.of_update = true;
+  of_update.tag.account = Account::update;
   recorder.record(of_update);
   recorder.record(read_of(3));
-  EXPECT_EQ(recorder.link_bytes(true)[0], 5u);
-  EXPECT_EQ(recorder.link_bytes(false)[0], 3u);
+  EXPECT_EQ(recorder.link_bytes(Account::update)[0], 5u);
+  EXPECT_EQ(recorder.link_bytes(Account::step)[0], 3u);
   EXPECT_EQ(recorder.link_bytes()[0], 8u);
   EXPECT_EQ(recorder.link_bytes(StateKind::exp_avg)[0], 8u);
 }

@@ -53,8 +53,10 @@ TEST(SlotLayoutTest, SlotsAreDisjointAndHoldTheNvmeKinds) {
 // The journal over a named file that is opened again, as after a kill.
 class JournalTest : public testing::Test {
  protected:
-  SlotStore open(bool create) {
-    SlotLayout layout = three_groups().slot_layout();
+  SlotStore open(bool create, int slots = 2) {
+    TrainingStateSpec spec = three_groups();
+    spec.slots = slots;
+    SlotLayout layout = spec.slot_layout();
     const auto file = [&](const char* name, uint64_t bytes) {
       const std::string path = directory_.path() + "/" + name;
       return create ? io::BlockFile::create(path, bytes, {}, log_)
@@ -110,6 +112,34 @@ TEST_F(JournalTest, CommitsFlipSlotsAndSurviveReopening) {
   EXPECT_EQ(record->generation, 3u);
   EXPECT_EQ(text(*record), "step 3");
   EXPECT_NE(store.current(1).offset, first.offset);
+}
+
+TEST_F(JournalTest, APinnedSlotIsNotWrittenToWhileStepsTakeTurnsInTheOthers) {
+  SlotStore store = open(true, /*slots=*/3);
+  commit(store, "step 1");
+  const int pinned = store.pin();
+  EXPECT_EQ(pinned, store.current_slot());
+  EXPECT_THROW(store.pin(), Error);
+  for (int step = 2; step < 7; ++step) {
+    ASSERT_TRUE(store.has_next_slot());
+    EXPECT_NE(store.next_slot(), pinned);
+    EXPECT_NE(store.next_slot(), store.current_slot());
+    commit(store, "a step");
+  }
+  store.unpin();
+  commit(store, "a step");
+  EXPECT_EQ(store.next_slot(), pinned);
+}
+
+TEST_F(JournalTest, OfTwoSlotsThePinnedOneStopsTheSecondStep) {
+  SlotStore store = open(true);
+  store.pin();
+  commit(store, "step 1");
+  EXPECT_FALSE(store.has_next_slot());
+  EXPECT_THROW(commit(store, "step 2"), Error);
+  store.unpin();
+  commit(store, "step 2");
+  EXPECT_EQ(store.recover()->generation, 2u);
 }
 
 TEST_F(JournalTest, ADamagedRecordFallsBackToTheOneBefore) {

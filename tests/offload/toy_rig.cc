@@ -131,7 +131,7 @@ void ToyRig::expect_promises_kept() {
   if (const SlotStore* const store = rig_->state().store()) {
     promised[static_cast<size_t>(Activity::nvme_write)] += store->promised_bytes();
   }
-  EXPECT_EQ(promised, recorder_.link_bytes(true));
+  EXPECT_EQ(promised, recorder_.link_bytes(Account::update));
 }
 
 std::byte* ToyRig::of(const SubGroup& group) const {

@@ -46,7 +46,7 @@ class ReadLog final : public TrafficSink {
  public:
   explicit ReadLog(TrafficSink& next) : next_(next) { order_.reserve(1000); }
   void record(const TrafficRecord& record) noexcept override {
-    if (record.activity == Activity::nvme_read && record.tag.of_update) {
+    if (record.activity == Activity::nvme_read && record.tag.account == Account::update) {
       const std::lock_guard lock(mutex_);
       order_.push_back(record.tag.index);
     }

@@ -21,6 +21,10 @@ if(STRATA_SANITIZE OR CMAKE_BUILD_TYPE STREQUAL "Debug")
   add_compile_definitions(STRATA_POISON)
 endif()
 
+if(STRATA_FEWER_ISAS)
+  add_compile_definitions(STRATA_FEWER_ISAS)
+endif()
+
 if(STRATA_SANITIZE)
   add_compile_options($<$<COMPILE_LANGUAGE:C,CXX>:-fsanitize=${STRATA_SANITIZE}>
                       $<$<COMPILE_LANGUAGE:C,CXX>:-fno-omit-frame-pointer>)

@@ -87,7 +87,7 @@ std::string ExtentSums::whose(uint64_t found, size_t piece) const {
                          layout_.sub_group_of(other), slot, layout_.piece(other).offset);
     }
   }
-  return ": it is damaged, or older than both slots";
+  return ": it is damaged, or older than every slot";
 }
 
 std::span<const uint64_t> ExtentSums::of_slot(int slot) const {

@@ -10,7 +10,13 @@
 
 // Vectors whose length is known only at run time cannot be members or array elements; such machines
 // run the fixed-length targets.
-#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
+#define STRATA_SIZELESS_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
+// Under sanitizers a target takes minutes to compile: the baseline and AVX2 stand for all.
+#ifdef STRATA_FEWER_ISAS
+#define HWY_DISABLED_TARGETS (STRATA_SIZELESS_TARGETS | HWY_SSSE3 | HWY_SSE4 | HWY_AVX3)
+#else
+#define HWY_DISABLED_TARGETS STRATA_SIZELESS_TARGETS
+#endif
 
 #include <cstddef>
 

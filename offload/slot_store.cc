@@ -205,14 +205,12 @@ std::optional<JournalRecord> SlotStore::recover(uint64_t newest_generation) {
   std::optional<JournalRecord> newest;
   std::optional<uint64_t> too_new;
   int damaged = 0;
-  int whole = 0;
   for (const uint64_t place : {0, 1}) {
     std::optional<JournalRecord> record = read_record(place);
     if (!record) {
       if (!is_blank(memory_.record.first(RecordLayout(layout_).bytes))) ++damaged;
       continue;
     }
-    ++whole;
     if (record->generation > newest_generation) {
       too_new = record->generation;
     } else if (!newest || record->generation > newest->generation) {
@@ -231,10 +229,7 @@ std::optional<JournalRecord> SlotStore::recover(uint64_t newest_generation) {
     transfer_record(io::Op::write, *too_new);
     flush(*files_.journal, "flush journal");
   }
-  if (newest) {
-    newest->has_predecessor = whole == 2;
-    put_in_force(*newest);
-  }
+  if (newest) put_in_force(*newest);
   return newest;
 }
 

@@ -39,7 +39,6 @@ struct JournalRecord {
   std::vector<uint8_t> slot_of;    // by sub-group
   std::vector<uint64_t> sums;      // by piece (SlotLayout)
   std::vector<std::byte> payload;  // engine's own
-  bool has_predecessor = false;    // recover()'s: there is another whole record
 };
 
 // The record that `bytes` of the journal hold, for a store of this layout; nullopt for what was not
@@ -103,7 +102,8 @@ class SlotStore {
   uint64_t promised_bytes() const { return promised_bytes_; }
 
   // Reads the journal and puts its newest valid record of at most that generation in force; nullopt
-  // when there is none. A newer record is erased: what is written next goes where its state lies.
+  // when there is none, as where the first was being written: whoever knows that it counted has
+  // lost it. A newer record is erased: what is written next goes where its state lies.
   // Throws CorruptionError where both records were written and neither is whole.
   std::optional<JournalRecord> recover(
       uint64_t newest_generation = std::numeric_limits<uint64_t>::max());

@@ -78,9 +78,10 @@ RunRecord RunDirectory::read(const std::string& path) {
   try {
     return {json.at("id").get<std::string>(),
             json.at("state_paths").get<std::vector<std::string>>(),
-            json.at("world_size").get<int>(), json.at("has_origin").get<bool>()};
+            json.at("world_size").get<int>(), json.at("has_origin").get<bool>(),
+            json.at("has_state").get<bool>()};
   } catch (const Json::exception&) {
-    throw wrong("lacks id, state_paths, world_size or has_origin");
+    throw wrong("lacks id, state_paths, world_size, has_origin or has_state");
   }
 }
 
@@ -96,7 +97,7 @@ RunDirectory RunDirectory::create(const std::string& path, bool has_origin) {
     throw ConfigError(fmt::format(
         "'{}' has a run already: go on with it (--resume), or name another directory", path));
   }
-  run.write({new_id(), {}, 1, has_origin});
+  run.write({.id = new_id(), .has_origin = has_origin});
   return run;
 }
 
@@ -114,6 +115,7 @@ void RunDirectory::write(const RunRecord& record) {
                      {"id", record.id},
                      {"world_size", record.world_size},
                      {"has_origin", record.has_origin},
+                     {"has_state", record.has_state},
                      {"state_paths", record.state_paths}};
   io::write_durably(record_path(path_), json.dump(2) + "\n");
   record_ = record;

@@ -22,10 +22,12 @@ namespace strata::engine {
 struct RunRecord {
   std::string id;  // 16 hexadecimal digits
   // Of the state files, where there are some; none: checkpoints are what there is.
-  std::vector<std::string> state_paths;
+  std::vector<std::string> state_paths = {};
   int world_size = 1;
   // It began with a checkpoint, or with values from elsewhere: nobody can make those again.
   bool has_origin = false;
+  // All ranks had their first state on the disk: a start that does not find it has lost it.
+  bool has_state = false;
 };
 
 // Rank 0's, who alone holds the lock and writes.

@@ -32,6 +32,7 @@ void Runtime::restore(const RunState& state) {
 
 void Runtime::start(const ParameterReader& initial_values) {
   if (recover()) {
+    files_->note_state();
     begin_line_ = fmt::format("going on from step {}, as it was recovered", step_);
     return;
   }
@@ -56,6 +57,7 @@ void Runtime::start(const ParameterReader& initial_values) {
     }
     store_->slots()->begin(static_cast<uint64_t>(step_), encode(run_state()));
     of_all_ranks(std::array{0.0});
+    files_->note_state();
   }
 }
 
@@ -69,20 +71,8 @@ bool Runtime::recover() {
   if (store_->has_old_state()) newest = slots.recover();
   constexpr double kNothing = -1;
   const double mine = newest ? static_cast<double>(newest->generation) : kNothing;
-  const bool had_a_step = newest && newest->has_predecessor;
-  const auto of_ranks = of_all_ranks(std::array{mine, had_a_step ? 1.0 : 0.0});
-  double oldest = mine;
-  bool any_had_a_step = false;
-  for (size_t at = 0; at < of_ranks.size(); at += 2) {
-    oldest = std::min(oldest, of_ranks[at]);
-    any_had_a_step = any_had_a_step || of_ranks[at + 1] > 0;
-  }
-  if (oldest == kNothing && any_had_a_step) {
-    throw CorruptionError(fmt::format(
-        "the run in '{}' has state of some ranks and not of others: bring back what is missing of "
-        "'{}', or resume from a checkpoint into another directory",
-        files_->path(), fmt::join(config_.nvme_paths, "' and '")));
-  }
+  if (!newest) files_->require_no_state();
+  const double oldest = std::ranges::min(of_all_ranks(std::array{mine}));
   // Killed before all ranks had their first state: there is nothing yet to go on from.
   if (oldest == kNothing) return false;
   if (mine != oldest) newest = slots.recover(static_cast<uint64_t>(oldest));

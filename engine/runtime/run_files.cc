@@ -75,6 +75,12 @@ uint64_t RunFiles::state_bytes() const {
   return record_.state_paths.empty() ? 0 : StateDirectory::bytes_of(owner(), record_.state_paths);
 }
 
+template <typename Change>
+void RunFiles::note(const Change& change) {
+  change(record_);
+  if (run_) run_->write(record_);
+}
+
 void RunFiles::choose(const Plan& plan) {
   const bool had_state = !record_.state_paths.empty();
   if (!plan.recovers_steps) {
@@ -100,17 +106,37 @@ void RunFiles::choose(const Plan& plan) {
   }
   state_.emplace(owner(), config_.nvme_paths);
   meet(world_, comm_);
-  // Left by one that was stopped while it deleted them.
-  if (!had_state) state_->discard();
-  if (!had_state && run_) {
-    run_->write({record_.id, config_.nvme_paths, world_.size, record_.has_origin});
+  if (had_state) {
+    if (!state_->has_files()) require_no_state();
+    return;
   }
+  // Left by one that was stopped while it deleted them.
+  state_->discard();
+  note([&](RunRecord& record) {
+    record.state_paths = config_.nvme_paths;
+    record.world_size = world_.size;
+  });
+}
+
+void RunFiles::note_state() {
+  if (!record_.has_state) note([](RunRecord& record) { record.has_state = true; });
+}
+
+void RunFiles::require_no_state() const {
+  if (!record_.has_state) return;
+  throw CorruptionError(fmt::format(
+      "the run in '{}' has kept its state in '{}', and rank {} finds none that is whole there: "
+      "bring it back, or resume from a checkpoint into another directory",
+      path_, fmt::join(record_.state_paths, "' and '"), world_.rank));
 }
 
 void RunFiles::remove_state() {
   if (!state_) return;
   meet(world_, comm_);
-  if (run_) run_->write({record_.id, {}, world_.size, record_.has_origin});
+  note([](RunRecord& record) {
+    record.state_paths.clear();
+    record.has_state = false;
+  });
   meet(world_, comm_);
   state_->remove();
   state_.reset();

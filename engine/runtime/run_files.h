@@ -40,10 +40,14 @@ class RunFiles {
 
   // Takes this rank's place for state files, if the plan recovers steps. Collective. Throws
   // ConfigError where a run that does would go on without its state, or with another number of
-  // ranks, and while a live process has the place.
+  // ranks, and while a live process has the place; CorruptionError where the state is gone.
   void choose(const Plan& plan);
   // Null where it does not.
   StateDirectory* state() { return state_ ? &*state_ : nullptr; }
+  // All ranks' state is on the disk: from here on the run does not begin anew. Any rank, after all.
+  void note_state();
+  // Throws CorruptionError where it was, and nothing is found of it.
+  void require_no_state() const;
   // Deletes the state files: a checkpoint has it all. Collective.
   void remove_state();
 
@@ -52,6 +56,9 @@ class RunFiles {
   // and none is required.
   static std::string start_of(const std::string& path, bool required);
   StateDirectory::Owner owner() const;
+  // Changes run.json.
+  template <typename Change>
+  void note(const Change& change);
 
   const World& world_;
   const Config& config_;

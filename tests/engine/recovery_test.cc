@@ -60,6 +60,13 @@ class RecoveryTest : public testing::Test {
     }
     return names;
   }
+  static void damage(const std::string& path, const std::vector<uint64_t>& offsets) {
+    for (const uint64_t at : offsets) {
+      std::fstream stream(path, std::ios::in | std::ios::out | std::ios::binary);
+      stream.seekp(static_cast<std::streamoff>(at));
+      stream.put('x');
+    }
+  }
   std::string state_file(const std::string& name) const {
     return nvme_ + "/strata-" + engine::RunDirectory::read(run_).id + "/" + name;
   }
@@ -157,18 +164,47 @@ TEST_F(RecoveryTest, ABitOfTheStateIsFoundBeforeItIsUsed) {
 TEST_F(RecoveryTest, AJournalWithoutAWholeRecordIsNotABeginning) {
   go(life(), kStopped);
   const std::string path = state_file("rank-0.journal");
-  for (const uint64_t at : {uint64_t{30}, fs::file_size(path) / 2 + 30}) {
-    std::fstream stream(path, std::ios::in | std::ios::out | std::ios::binary);
-    stream.seekp(static_cast<std::streamoff>(at));
-    stream.put('x');
-  }
+  damage(path, {30, fs::file_size(path) / 2 + 30});
   EXPECT_THAT(go(life(), kEnd).failures.front(), HasSubstr("records of the journal are damaged"));
 }
 
-TEST_F(RecoveryTest, StateOfSomeRanksIsNotABeginningEither) {
+// Where a run has begun, whatever hides all of a rank's state is no new beginning: the only record
+// damaged beside a place never written, zeros in both, files that are gone.
+TEST_F(RecoveryTest, StateThatIsGoneIsNotABeginningEither) {
+  const auto expect_lost = [&](int ranks) {
+    EXPECT_THAT(go(life(ranks), kEnd).failures.front(), HasSubstr("finds none that is whole"));
+  };
+  go(life(), 0);
+  damage(state_file("rank-0.journal"), {30});
+  expect_lost(1);
+  fs::remove_all(run_);
+  go(life(), kStopped);
+  const std::string journal = state_file("rank-0.journal");
+  const uint64_t bytes = fs::file_size(journal);
+  fs::resize_file(journal, 0);
+  fs::resize_file(journal, bytes);
+  expect_lost(1);
+  fs::remove_all(run_);
   go(life(2), kStopped);
   fs::rename(state_file("rank-1.json"), state_file("moved"));
-  EXPECT_THAT(go(life(2), kEnd).failures.front(), HasSubstr("of some ranks and not of others"));
+  expect_lost(2);
+  EXPECT_TRUE(fs::exists(state_file("rank-1.state"))) << "what is left is left alone";
+  fs::remove_all(state_file(""));
+  expect_lost(2);
+}
+
+// As a process leaves it that was stopped before the run had begun.
+TEST_F(RecoveryTest, AFirstRecordThatWasNotFinishedIsABeginning) {
+  go(life(), 0);
+  damage(state_file("rank-0.journal"), {30});
+  engine::RunRecord record = engine::RunDirectory::read(run_);
+  EXPECT_TRUE(record.has_state);
+  record.has_state = false;
+  engine::RunDirectory::open(run_).write(record);
+  const LifeOutcome again = go(life(), kEnd);
+  EXPECT_EQ(again.first_step, 0);
+  EXPECT_EQ(again.digest, uninterrupted(life()));
+  EXPECT_TRUE(engine::RunDirectory::read(run_).has_state);
 }
 
 // A run that began with a checkpoint and kept nothing of its own cannot begin anew by itself.

@@ -30,10 +30,9 @@ NvmeStore::NvmeStore(const Plan& plan, const Config& config, const Parts& parts,
       config_(config),
       tiers_(tiers),
       journal_record_(tiers.claim(reserved::kJournalRecord)),
-      pump_(make_io_engine(config, parts), kPumpRequests),
       stripes_(make_stripes(config, parts.disturbance,
-                            plan.summary.needed_bytes[static_cast<size_t>(Tier::nvme)],
-                            parts.log)) {
+                            plan.summary.needed_bytes[static_cast<size_t>(Tier::nvme)], parts.log)),
+      pump_(make_io_engine(config, parts), kPumpRequests) {
   if (plan.state.uses_nvme()) make_slots(parts);
   for (StateKind kind : offload::kFileKinds) {
     const uint64_t bytes = offload::shard_file_bytes(plan.state, kind);

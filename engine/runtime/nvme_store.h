@@ -59,8 +59,7 @@ class NvmeStore {
   const Plan& plan_;
   const Config& config_;
   offload::TierManager& tiers_;
-  offload::Arena journal_record_;  // the pump's memory too: goes after it
-  offload::Pump pump_;
+  offload::Arena journal_record_;
   const io::Stripes stripes_;  // of every file but the journal
   std::optional<offload::SlotStore> slots_;
   offload::ShardFiles shard_files_;
@@ -69,6 +68,8 @@ class NvmeStore {
   bool direct_ = true;            // all of them
   bool has_old_state_ = false;
   std::string paths_;
+  // Its transfers use the files and the memory above: it goes first, and waits for them.
+  offload::Pump pump_;
 };
 
 }  // namespace strata::engine

@@ -60,9 +60,10 @@ void remove_if_there(const std::string& path) {
   fs::remove(path, ignored);
 }
 
-// A rank's files in a folder; what others know them by, last.
+// A rank's files in a folder; what others know them by, last, so that one who is stopped amid them
+// leaves to the next what he began. At worst the folder itself stays, empty.
 void remove_rank(const std::string& folder, const std::string& rank) {
-  for (const char* suffix : {".state", ".journal", ".json.new", ".json", ".lock"}) {
+  for (const char* suffix : {".state", ".journal", ".json.new", ".lock", ".json"}) {
     remove_if_there(folder + "/" + rank + suffix);
   }
   remove_if_there(folder);  // stays while it is not empty
@@ -80,8 +81,7 @@ uint64_t device_of(fs::path path) {
 
 // Whether a rank's description is of a run of this machine whose directory is gone: not there on
 // the file system that it was on, which is. What cannot be read is not ours to judge.
-bool is_abandoned(const std::string& path, const std::string& run_id) {
-  const Json json = read_json(path);
+bool is_abandoned(const Json& json, const std::string& path, const std::string& run_id) {
   if (field<std::string>(json, "host", path) != io::host_name()) return false;
   const auto directory = field<std::string>(json, "run_directory", path);
   if (device_of(directory) != field<uint64_t>(json, "device", path)) return false;
@@ -199,14 +199,16 @@ void StateDirectory::clean(const std::vector<std::string>& paths, LogSink& log) 
       for (const fs::path file : io::list_directory(folder)) {
         if (file.extension() != ".json") continue;
         try {
-          if (!is_abandoned(file.string(), run_id)) continue;
+          const Json json = read_json(file.string());
+          if (!is_abandoned(json, file.string(), run_id)) continue;
+          // Read before the lock is taken: whoever cleans here as well may be through by then.
+          const auto parts = field<std::vector<std::string>>(json, "paths", file.string());
           const std::string rank = file.stem().string();
           const auto lock = io::FileLock::take(folder + "/" + rank + kLockSuffix);
           if (!lock) continue;
           log.log(LogLevel::info,
                   fmt::format("removing {} in {}: its run's directory is gone", rank, folder));
-          for (const auto& part :
-               field<std::vector<std::string>>(read_json(file.string()), "paths", file.string())) {
+          for (const std::string& part : parts) {
             if (part != path) remove_rank(folder_in(part, run_id), rank);
           }
           remove_rank(folder, rank);

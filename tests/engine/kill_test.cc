@@ -1,4 +1,5 @@
-// P3: SIGKILL at seeded moments of a training, each followed by another start, changes no bit.
+// P3 and P7: SIGKILL at seeded moments of a training, from its first file to the removal of its
+// last, each followed by another start, changes no bit and leaves nothing behind.
 //
 // STRATA_KILLS=200 makes it 200 kills a case instead of 20.
 #include <gmock/gmock.h>
@@ -6,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <csignal>
 #include <cstdlib>
@@ -17,6 +19,7 @@
 #include <vector>
 
 #include "engine/checkpoint/run_directory.h"
+#include "engine/checkpoint/state_directory.h"
 #include "strata/error.h"
 #include "tests/engine/killing.h"
 #include "tests/engine/resumed_run.h"
@@ -55,8 +58,9 @@ class Kill : public testing::TestWithParam<Case> {
   // Where a run lives.
   struct Place {
     std::string path;
-    std::string nvme() const { return path + "/nvme"; }
-    std::string run() const { return path + "/run"; }
+    std::string root() const { return path + "/life"; }  // of what a kill may come amid
+    std::string nvme() const { return root() + "/nvme"; }
+    std::string run() const { return root() + "/run"; }
     std::string result() const { return path + "/result"; }
   };
 
@@ -69,7 +73,8 @@ class Kill : public testing::TestWithParam<Case> {
     return config;
   }
 
-  // Trains from where the run is to its end, with checkpoints on the way.
+  // As `strata train`: from where the run is to its end, with checkpoints on the way and one there,
+  // which takes the place of all else.
   static void train(const Place& place, const World& world, bool goes_on) {
     Engine::Options options;
     options.micro_batch = {2, testing_support::tiny_gpt2().n_positions};
@@ -81,9 +86,13 @@ class Kill : public testing::TestWithParam<Case> {
           config.accumulation_steps * world.size, static_cast<uint64_t>(engine.steps_done()) + 100);
       const auto own = testing_support::of_rank(testing_support::views(batches), world);
       engine.train_step(own);
-      if (engine.steps_done() % kCheckpointEvery == 0) engine.save_checkpoint(1);
+      if (engine.steps_done() % kCheckpointEvery == 0 && engine.steps_done() < kSteps) {
+        engine.save_checkpoint(1);
+      }
     }
+    engine.save_checkpoint(1);
     const std::string digest = engine.digest();
+    if (GetParam().recovery == RecoveryChoice::step) engine.remove_state_files();
     if (world.rank == 0) std::ofstream(place.result()) << digest;
   }
 
@@ -97,7 +106,7 @@ class Kill : public testing::TestWithParam<Case> {
     for (int i = 0; i < processes; ++i) {
       const pid_t child = fork();
       if (child == 0) {
-        if (i == victim) kill_by(plan);
+        kill_by(i == victim ? plan : KillPlan{}, place.root());
         _exit(body(place, goes_on, i, port));
       }
       children.push_back(child);
@@ -154,9 +163,25 @@ class Kill : public testing::TestWithParam<Case> {
     return operations;
   }
 
+  // With state of a run that is gone, which the first start has to clean up.
   static Place make_place(const std::string& path) {
-    fs::create_directories(path + "/nvme");
-    return {path};
+    const Place place = {path};
+    fs::create_directories(place.nvme());
+    constexpr uint64_t kBytes = 64 << 10;
+    NullLogSink log;
+    const std::string gone = place.root() + "/gone";
+    engine::StateDirectory({gone, "0123456789abcdef", 0}, {place.nvme()})
+        .create({{place.nvme()}, {1}}, kBytes, kBytes, /*layout=*/0, {}, log);
+    return place;
+  }
+  // Files under a path. Of a folder that was being removed, an empty one may stay.
+  static std::vector<std::string> listing(const std::string& path) {
+    std::vector<std::string> names;
+    for (const auto& entry : fs::recursive_directory_iterator(path)) {
+      if (!entry.is_directory()) names.push_back(fs::relative(entry.path(), path));
+    }
+    std::sort(names.begin(), names.end());
+    return names;
   }
   static std::string digest(const Place& place) {
     std::string digest;
@@ -172,6 +197,8 @@ TEST_P(Kill, EndsWithTheBitsOfARunThatWasNotKilled) {
   ASSERT_THAT(live(whole, {}, 0), testing::Each(0));
   const std::string expected = digest(whole);
   ASSERT_EQ(expected.size(), 32u);
+  EXPECT_TRUE(fs::is_empty(whole.nvme()));
+  const std::vector<std::string> kept = listing(whole.run());
   std::vector<Operations> operations;  // by process
   for (int i = 0; i < (GetParam().processes ? GetParam().ranks : 1); ++i) {
     operations.push_back(read_operations(whole, i));
@@ -190,7 +217,8 @@ TEST_P(Kill, EndsWithTheBitsOfARunThatWasNotKilled) {
     const Place place = make_place(directory.path() + "/" + std::to_string(i));
     const KillPhase phase = phases[static_cast<size_t>(i) % phases.size()];
     bool killed = false;
-    for (int life = 0; life < 50 && digest(place).empty(); ++life) {
+    bool ended = false;  // every process of a life by itself
+    for (int life = 0; life < 50 && !ended; ++life) {
       size_t victim = random() % operations.size();
       if (operations[victim][static_cast<size_t>(phase)] == 0) victim = 0;  // it renames for all
       const auto count = static_cast<uint64_t>(operations[victim][static_cast<size_t>(phase)]);
@@ -199,6 +227,7 @@ TEST_P(Kill, EndsWithTheBitsOfARunThatWasNotKilled) {
       // Once killed it may go on; sometimes it is killed again first.
       const bool again = !killed || random() % 3 == 0;
       const auto ends = live(place, again ? plan : KillPlan{}, static_cast<int>(victim));
+      ended = testing::Value(ends, testing::Each(0));
       for (size_t rank = 0; rank < ends.size(); ++rank) {
         const bool was_killed = WIFSIGNALED(ends[rank]) && WTERMSIG(ends[rank]) == SIGKILL;
         if (was_killed) {
@@ -214,6 +243,8 @@ TEST_P(Kill, EndsWithTheBitsOfARunThatWasNotKilled) {
       }
     }
     ASSERT_EQ(digest(place), expected) << "kill " << i << " in " << name(phase);
+    EXPECT_THAT(listing(place.nvme()), testing::IsEmpty()) << "kill " << i << " in " << name(phase);
+    EXPECT_EQ(listing(place.run()), kept) << "kill " << i << " in " << name(phase);
     fs::remove_all(place.path);
   }
   for (const KillPhase phase : phases) {

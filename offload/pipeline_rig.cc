@@ -61,7 +61,7 @@ void PipelineRig::make_files(const PipelineRigSetting& setting, Pump& pump, Shar
   SlotStore::Files files{scratch(layout.file_bytes()), {}};
   if (spec.slots > 1) files.journal = scratch(SlotStore::journal_bytes(layout));
   store_.emplace(std::move(layout), std::move(files), pump,
-                 SlotStore::Memory{{transfer_.data(), transfer_.bytes()}});
+                 SlotStore::Memory{{transfer_.data(), transfer_.bytes()}, setting.checksums});
   for (StateKind kind : kFileKinds) {
     const uint64_t bytes = shard_file_bytes(spec, kind);
     if (bytes > 0) shards[static_cast<size_t>(kind)] = scratch(bytes);

@@ -26,6 +26,7 @@ struct PipelineRigSetting {
   uint64_t transfer_bytes = 0;  // of transfer()
   std::string path;             // directory of the files
   int update_threads = 1;       // of updates on the host
+  bool checksums = true;        // as SlotStore::Memory's
   HostDeviceOptions device;
   uint64_t update_delay_seed = 0;  // of updates on the host, as HostDeviceOptions::delay_seed
 };

@@ -18,5 +18,8 @@ using testing_support::TemporaryDirectory;
 // A pump over the automatic backend; with `faults`, behind the fault-injecting decorator.
 std::unique_ptr<Pump> make_pump(TrafficSink& traffic, const io::FaultPlan* faults = nullptr,
                                 size_t capacity = 32);
+// Over this one.
+std::unique_ptr<Pump> make_pump(TrafficSink& traffic, std::unique_ptr<io::IoBackend> backend,
+                                size_t capacity = 32);
 
 }  // namespace strata::offload

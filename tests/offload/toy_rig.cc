@@ -11,18 +11,16 @@
 namespace strata::offload {
 namespace {
 
-constexpr int64_t kGrains = 23;
-
 TrainingStateSpec spec_of(const TierSetup& setup, const ToyOptions& options) {
   TrainingStateSpec spec;
   spec.slots = options.slots;
-  spec.param = Placement(setup.param, kGrains);
+  spec.param = Placement(setup.param, options.grains);
   for (size_t i = 0; i < kOptimizerKindCount; ++i) {
-    spec.optimizer_state[i] = Placement(setup.state[i], kGrains);
+    spec.optimizer_state[i] = Placement(setup.state[i], options.grains);
   }
   const double on_device = setup.state[0].device;
-  spec.grad =
-      Placement({on_device, 1 - on_device - setup.grad_on_nvme, setup.grad_on_nvme}, kGrains);
+  spec.grad = Placement({on_device, 1 - on_device - setup.grad_on_nvme, setup.grad_on_nvme},
+                        options.grains);
   spec.param_dtype = DType::fp32;
   spec.sub_groups =
       cut_sub_groups(options.sub_group_grains, {spec.param, spec.grad, spec.optimizer_state});
@@ -52,19 +50,24 @@ void toy_update(const UpdateSpans& spans, Queue& queue) {
   });
 }
 
-ToyRig::ToyRig(const TierSetup& setup, const ToyOptions& options, UpdateFn update)
-    : gradients_(make_host_queue({"gradients", 1}, {}, recorder_)) {
+ToyRig::ToyRig(const TierSetup& setup, ToyOptions options, UpdateFn update)
+    : numel_(options.grains * kGrainNumel),
+      gradients_(make_host_queue({"gradients", 1}, {}, recorder_)) {
   PipelineRigSetting setting;
   setting.spec = spec_of(setup, options);
   setting.staging_buffers = options.buffers;
   setting.overlap = options.overlap;
-  setting.transfer_bytes = kGrains * kGrainNumel * sizeof(float);
+  setting.transfer_bytes = numel_ * sizeof(float);
   setting.path = directory_.path();
-  setting.update_threads = 2;
+  setting.update_threads = options.update_threads;
+  setting.checksums = options.checksums;
   setting.device.delay_seed = options.seed;
   setting.update_delay_seed = options.seed + 1;
-  if (setting.spec.uses_nvme())
-    pump_ = make_pump(reads_, options.faults ? &*options.faults : nullptr);
+  if (setting.spec.uses_nvme()) {
+    pump_ = options.backend != nullptr
+                ? make_pump(reads_, std::move(options.backend))
+                : make_pump(reads_, options.faults ? &*options.faults : nullptr);
+  }
   order_.resize(setting.spec.sub_groups.size());
   std::iota(order_.begin(), order_.end(), 0);
   std::shuffle(order_.begin(), order_.end(), std::mt19937_64(options.seed));
@@ -79,7 +82,7 @@ void ToyRig::fill() {
   for (StateKind kind : {StateKind::param, StateKind::grad, StateKind::master, StateKind::exp_avg,
                          StateKind::exp_avg_sq}) {
     auto* values = rig_->transfer().as<float>();
-    std::iota(values, values + kGrains * kGrainNumel, 1000.0f * static_cast<float>(kind));
+    std::iota(values, values + numel_, 1000.0f * static_cast<float>(kind));
     for (const SubGroup& group : rig_->spec().sub_groups) {
       rig_->state().write(kind, group.grains, of(group));
     }
@@ -92,24 +95,39 @@ std::vector<float> ToyRig::read(StateKind kind) {
     rig_->state().read(kind, group.grains, of(group));
   }
   const auto* values = rig_->transfer().as<float>();
-  return {values, values + kGrains * kGrainNumel};
+  return {values, values + numel_};
 }
 
-void ToyRig::expect_state(int updates) {
-  const auto master = read(StateKind::master);
-  const auto exp_avg = read(StateKind::exp_avg);
-  const auto exp_avg_sq = read(StateKind::exp_avg_sq);
-  const auto param = read(StateKind::param);
-  for (size_t i = 0; i < master.size(); ++i) {
-    const auto x = static_cast<float>(i);
+std::optional<std::string> ToyRig::difference(int updates) {
+  const auto differs = [&](StateKind kind, const auto& expected) -> std::optional<std::string> {
+    const std::vector<float> values = read(kind);
+    for (size_t i = 0; i < values.size(); ++i) {
+      const float wanted = expected(static_cast<float>(i));
+      if (values[i] == wanted) continue;
+      return std::string(name(kind)) + " " + std::to_string(i) + " is " +
+             std::to_string(values[i]) + " and not " + std::to_string(wanted);
+    }
+    return std::nullopt;
+  };
+  const auto master = [&](float x) {
     float expected = 2000 + x;
     for (int update = 0; update < updates; ++update) expected += 1000 + x;
-    ASSERT_EQ(master[i], expected) << i;
-    ASSERT_EQ(exp_avg[i], 3000 + x + 2 * static_cast<float>(updates)) << i;
-    ASSERT_EQ(exp_avg_sq[i], std::ldexp(4000 + x, updates)) << i;
-    ASSERT_EQ(param[i], expected) << i;
+    return expected;
+  };
+  auto difference = differs(StateKind::master, master);
+  if (!difference) difference = differs(StateKind::param, master);
+  if (!difference) {
+    difference = differs(StateKind::exp_avg,
+                         [&](float x) { return 3000 + x + 2 * static_cast<float>(updates); });
   }
+  if (!difference) {
+    difference =
+        differs(StateKind::exp_avg_sq, [&](float x) { return std::ldexp(4000 + x, updates); });
+  }
+  return difference;
 }
+
+void ToyRig::expect_state(int updates) { ASSERT_EQ(difference(updates).value_or(""), ""); }
 
 void ToyRig::start_step() {
   pipeline().read_ahead(order_);

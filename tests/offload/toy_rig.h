@@ -8,6 +8,7 @@
 #include <mutex>
 #include <optional>
 #include <ostream>
+#include <string>
 #include <vector>
 
 #include "io/io_backend.h"
@@ -67,25 +68,30 @@ class ReadLog final : public TrafficSink {
 void toy_update(const UpdateSpans& spans, Queue& queue);
 
 struct ToyOptions {
+  int64_t grains = 23;
   int64_t sub_group_grains = 4;
   int buffers = 2;
+  int update_threads = 2;
   bool overlap = true;
   int slots = 1;
   uint64_t seed = 0;  // of queues' delays, and of the order of sub-groups
   std::optional<io::FaultPlan> faults = {};
+  std::unique_ptr<io::IoBackend> backend = {};  // null: the machine's, with the faults
+  bool checksums = true;
 };
 
 // One pipeline and all it stands on.
 class ToyRig {
  public:
-  explicit ToyRig(const TierSetup& setup, const ToyOptions& options = {},
-                  UpdateFn update = toy_update);
+  explicit ToyRig(const TierSetup& setup, ToyOptions options = {}, UpdateFn update = toy_update);
 
   // Element i of `kind` becomes i + 1000 * kind.
   void fill();
   std::vector<float> read(StateKind kind);
   // Every element is as filled and then updated so many times.
   void expect_state(int updates);
+  // Where the first element is that is another; nothing: none.
+  std::optional<std::string> difference(int updates);
   OptimizerPipeline& pipeline() { return rig_->pipeline(); }
   Queue& gradients() { return *gradients_; }
   int updates() const { return updates_; }                      // begun
@@ -104,6 +110,7 @@ class ToyRig {
   // A sub-group's values in the transfer memory.
   std::byte* of(const SubGroup& group) const;
 
+  const int64_t numel_;
   TemporaryDirectory directory_;
   Recorder recorder_{0};
   ReadLog reads_{recorder_};

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <optional>
 #include <random>
 #include <stdexcept>
 #include <vector>
@@ -15,6 +16,7 @@ namespace {
 
 constexpr uint32_t kDirectBlockBytes = 4096;
 constexpr std::byte kPoison{0xA5};
+constexpr std::chrono::milliseconds kHangPoll(2);
 
 class FaultBackend final : public IoBackend {
  public:
@@ -52,6 +54,8 @@ class FaultBackend final : public IoBackend {
 
   bool chance(int permille) { return static_cast<int>(random_() % 1000) < permille; }
   int injected_error();
+  bool hangs(Op op);
+  void start_hung();
   void shorten(Entry& entry, Transfer& transfer);
   void settle(size_t entry_index, int32_t result);
   std::chrono::milliseconds until_due(std::chrono::milliseconds timeout) const;
@@ -62,7 +66,9 @@ class FaultBackend final : public IoBackend {
   FaultTally& tally_;
   std::mt19937_64 random_;
   int64_t submitted_ = 0;
-  std::vector<Entry> entries_;  // the inner backend's cookies are indices into it
+  int64_t submitted_of_hang_ = 0;  // of its kind
+  std::optional<Transfer> hung_;   // not given to the inner backend yet
+  std::vector<Entry> entries_;     // the inner backend's cookies are indices into it
   std::vector<size_t> free_;
   std::vector<Pending> pending_;  // done, not handed out
   std::vector<Completion> reaped_;
@@ -89,7 +95,21 @@ void FaultBackend::submit(const Transfer& transfer) {
   if (transfer.op != Op::flush && transfer.bytes > 1 && chance(plan_.short_transfer_permille)) {
     shorten(entry, real);
   }
-  inner_->submit(real);
+  if (hangs(transfer.op)) {
+    hung_ = real;
+  } else {
+    inner_->submit(real);
+  }
+}
+
+bool FaultBackend::hangs(Op op) {
+  return plan_.hang && op == plan_.hang->op && submitted_of_hang_++ == plan_.hang->at;
+}
+
+void FaultBackend::start_hung() {
+  if (!hung_ || !plan_.hang->until->load()) return;
+  inner_->submit(*hung_);
+  hung_.reset();
 }
 
 int FaultBackend::injected_error() {
@@ -131,6 +151,7 @@ void FaultBackend::settle(size_t entry_index, int32_t result) {
 }
 
 size_t FaultBackend::reap(std::span<Completion> out, std::chrono::milliseconds timeout) {
+  start_hung();
   const size_t reaped = inner_->reap(reaped_, until_due(timeout));
   for (size_t i = 0; i < reaped; ++i) settle(reaped_[i].cookie, reaped_[i].result);
 
@@ -148,6 +169,7 @@ size_t FaultBackend::reap(std::span<Completion> out, std::chrono::milliseconds t
 
 // How long the inner backend may wait before something here is due.
 std::chrono::milliseconds FaultBackend::until_due(std::chrono::milliseconds timeout) const {
+  if (hung_ && (timeout < std::chrono::milliseconds(0) || timeout > kHangPoll)) timeout = kHangPoll;
   if (pending_.empty()) return timeout;
   const auto earliest =
       std::min_element(pending_.begin(), pending_.end(),

@@ -5,11 +5,13 @@
 // threads with pread/pwrite, and the decorator.
 #pragma once
 
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -97,6 +99,13 @@ struct FaultTally {
   int64_t delays = 0;
 };
 
+// A transfer that does not come back: the `at`th (from 0) of its kind is not begun until `*until`.
+struct Hang {
+  Op op = Op::read;
+  int64_t at = 0;
+  const std::atomic<bool>* until = nullptr;  // outlives the backend
+};
+
 // Faults in a seeded order; probabilities in 1/1000 of transfers.
 struct FaultPlan {
   uint64_t seed = 1;
@@ -105,9 +114,10 @@ struct FaultPlan {
   int again_permille = 0;           // EAGAIN or EINTR without touching anything
   int delay_permille = 0;           // completion held back for up to max_delay_us
   int max_delay_us = 500;
-  bool reorder = false;         // completions that are ready are handed out shuffled
-  int64_t fail_at = -1;         // an error at exactly this transfer, counted from 0
-  int fail_errno = EIO;         // the one at fail_at
+  bool reorder = false;  // completions that are ready are handed out shuffled
+  int64_t fail_at = -1;  // an error at exactly this transfer, counted from 0
+  int fail_errno = EIO;  // the one at fail_at
+  std::optional<Hang> hang = {};
   FaultTally* tally = nullptr;  // written by the backend's owner; outlives it
 };
 // After a short read the bytes behind the reported ones are poisoned; after a short write they are

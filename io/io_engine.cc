@@ -7,6 +7,7 @@
 #include <limits>
 #include <string_view>
 #include <system_error>
+#include <utility>
 
 #include "strata/clock.h"
 #include "strata/error.h"
@@ -45,6 +46,18 @@ constexpr Activity activity(Op op) {
       break;
   }
   return Activity::nvme_flush;
+}
+
+// "read of 4096 bytes at offset 0 of /a (read for update, master 3)", "flush of /a (journal,
+// other)"
+std::string text_of(const IoRequest& request, const Transfer& transfer, const std::string& path) {
+  const TrafficTag& tag = request.tag;
+  const std::string index = tag.index < 0 ? "" : fmt::format(" {}", tag.index);
+  const std::string part = transfer.op == Op::flush ? ""
+                                                    : fmt::format(" of {} bytes at offset {}",
+                                                                  transfer.bytes, transfer.offset);
+  return fmt::format("{}{} of {} ({}, {}{})", name(transfer.op), part, path, tag.label,
+                     name(tag.kind), index);
 }
 
 // Where a transfer may begin and end, in the file as in memory; alignments are powers of two.
@@ -96,7 +109,8 @@ std::chrono::milliseconds until(int64_t deadline_ns) {
 }  // namespace
 
 struct IoEngine::Slot {
-  IoRequest* request = nullptr;
+  IoRequest* request = nullptr;  // null: the slot is free
+  uint64_t number = 0;           // of the transfer, in order of beginning
   const BlockFile* file = nullptr;
   // What is left of the transfer.
   uint64_t offset = 0;
@@ -104,6 +118,10 @@ struct IoEngine::Slot {
   uint32_t bytes = 0;
   uint32_t attempts = 0;  // in a row that moved nothing
   int64_t retry_at_ns = 0;
+
+  Transfer transfer(uint64_t cookie) const {
+    return {request->op, file->fd(), offset, data, bytes, cookie};
+  }
 };
 
 void IoRequest::throw_if_failed() const {
@@ -182,6 +200,20 @@ void IoEngine::wake() {
   backend_->wake();
 }
 
+std::exception_ptr IoEngine::overdue(double seconds) const {
+  const Slot* oldest = nullptr;
+  for (const Slot& slot : slots_) {
+    if (slot.request == nullptr) continue;
+    if (oldest == nullptr || slot.number < oldest->number) oldest = &slot;
+  }
+  if (oldest == nullptr) return nullptr;
+  const std::string& path = oldest->file->path();
+  return std::make_exception_ptr(
+      IoError(fmt::format("no transfer has ended for {:.3g} s: the disk does not answer the {}",
+                          seconds, text_of(*oldest->request, oldest->transfer(0), path)),
+              path, oldest->offset, ETIMEDOUT));
+}
+
 // One round with the backend; whatever it frees is started again at once.
 void IoEngine::collect(int64_t deadline_ns) {
   for (uint32_t index : retries_) {
@@ -205,7 +237,7 @@ void IoEngine::start_next_transfer(IoRequest& request) {
   const uint32_t index = free_slots_.back();
   free_slots_.pop_back();
   Slot& slot = slots_[index];
-  slot = {.request = &request};
+  slot = {.request = &request, .number = transfers_begun_++};
   if (request.started == 0) request.begin_ns = now_ns();
   if (request.op == Op::flush) {
     slot.file = &request.file->files()[request.started++];
@@ -224,20 +256,13 @@ void IoEngine::start_next_transfer(IoRequest& request) {
   submit_slot(index);
 }
 
-void IoEngine::submit_slot(uint32_t index) {
-  const Slot& slot = slots_[index];
-  backend_->submit({.op = slot.request->op,
-                    .fd = slot.file->fd(),
-                    .offset = slot.offset,
-                    .data = slot.data,
-                    .bytes = slot.bytes,
-                    .cookie = index});
-}
+void IoEngine::submit_slot(uint32_t index) { backend_->submit(slots_[index].transfer(index)); }
 
 void IoEngine::finish_transfer(const Completion& completion) {
   const auto index = static_cast<uint32_t>(completion.cookie);
   const Slot& slot = slots_[index];
   const Op op = slot.request->op;
+  transfers_done_.store(transfers_done() + 1, std::memory_order_relaxed);
   if (completion.result == -EAGAIN || completion.result == -EINTR) {
     try_again(index, -completion.result);
   } else if (completion.result < 0) {
@@ -316,7 +341,7 @@ void IoEngine::fail(uint32_t index, int error_number) {
 }
 
 void IoEngine::release(uint32_t index) {
-  IoRequest& request = *slots_[index].request;
+  IoRequest& request = *std::exchange(slots_[index].request, nullptr);
   free_slots_.push_back(index);
   --request.transfers_in_flight;
   finish_if_done(request);

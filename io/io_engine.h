@@ -18,6 +18,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <span>
 #include <string>
@@ -85,6 +86,11 @@ class IoEngine {
   void wake();
 
   size_t in_flight() const { return in_flight_; }  // requests taken and not handed back
+  // Transfers that the backend has handed back so far. Any thread.
+  uint64_t transfers_done() const { return transfers_done_.load(std::memory_order_relaxed); }
+  // The IoError of a disk that has not answered for `seconds`: names the transfer that has been
+  // under way for longest, and what it is for. Null when there is none. Owner thread.
+  std::exception_ptr overdue(double seconds) const;
   std::string name() const { return backend_->name(); }
 
  private:
@@ -120,6 +126,8 @@ class IoEngine {
   RequestList waiting_;   // requests with bytes not yet started, in order
   RequestList finished_;  // not yet handed back
   size_t in_flight_ = 0;
+  uint64_t transfers_begun_ = 0;
+  std::atomic<uint64_t> transfers_done_ = 0;  // written by the owner
   std::atomic<bool> woken_ = false;
 };
 

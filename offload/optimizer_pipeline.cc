@@ -31,6 +31,8 @@ Event OptimizerPipeline::parameters(int32_t sub_group) { return graph_->paramete
 void OptimizerPipeline::drain() { graph_->drain(); }
 void OptimizerPipeline::settle() { graph_->settle(); }
 void OptimizerPipeline::await_writes() { graph_->await_writes(); }
+void OptimizerPipeline::finish() noexcept { graph_->finish(); }
+void OptimizerPipeline::abandon(std::exception_ptr failure) { graph_->abandon(std::move(failure)); }
 LinkBytes OptimizerPipeline::promised() const { return graph_->promised(); }
 
 }  // namespace strata::offload

@@ -16,6 +16,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <span>
@@ -74,7 +75,7 @@ class OptimizerPipeline {
   // one starts.
   OptimizerPipeline(const Parts& parts, const StagingLayout& layout, TierManager& tiers,
                     UpdateFn update, bool overlap);
-  // Waits for the work under way, and drops its failure.
+  // As finish().
   ~OptimizerPipeline();
 
   // Starts bringing state on nvme into free staging buffers, in this order of sub-groups, before
@@ -106,6 +107,12 @@ class OptimizerPipeline {
   // Waits until the state of everything taken so far is on nvme: before SlotStore::make_durable().
   // Any thread, while nothing is submitted. Throws the first failure.
   void await_writes();
+
+  // Waits for all work under way, and drops its failure. Nothing is asked for afterwards.
+  void finish() noexcept;
+  // Fails with `failure` whoever waits here, now or later; what is under way goes on to its end.
+  // Any thread.
+  void abandon(std::exception_ptr failure);
 
   // Bytes that everything taken so far moves, done or not. Its transfers carry
   // Account::update; settled, this is what the traffic sink was told of them.

@@ -33,9 +33,11 @@ OptimizerPipeline::Graph::Graph(const Parts& parts, const StagingLayout& layout,
   oneapi::tbb::flow::make_edge(oneapi::tbb::flow::output_port<0>(update_), write_);
 }
 
+OptimizerPipeline::Graph::~Graph() { finish(); }
+
 // Whoever passes a job on may still be inside the graph when the job is done already: the graph
 // goes only after queues and pump are through with it.
-OptimizerPipeline::Graph::~Graph() {
+void OptimizerPipeline::Graph::finish() noexcept {
   {
     std::unique_lock lock(mutex_);
     drop_reads();
@@ -141,6 +143,11 @@ void OptimizerPipeline::Graph::await_writes() {
   std::unique_lock lock(mutex_);
   wait_until(lock, [this] { return to_write_ == 0; });
   if (failure_ != nullptr) std::rethrow_exception(failure_);
+}
+
+void OptimizerPipeline::Graph::abandon(std::exception_ptr failure) {
+  const std::lock_guard lock(mutex_);
+  fail(std::move(failure));
 }
 
 LinkBytes OptimizerPipeline::Graph::promised() const {

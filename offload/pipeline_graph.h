@@ -38,6 +38,8 @@ class OptimizerPipeline::Graph {
   void drain();
   void settle();
   void await_writes();
+  void finish() noexcept;
+  void abandon(std::exception_ptr failure);
   LinkBytes promised() const;
 
  private:

@@ -13,7 +13,8 @@ struct Ticket::Node {
   std::exception_ptr failure;  // written before `done`
   std::atomic<bool> done = false;
   std::atomic<int> holders = 0;  // the pump, and the ticket if there is one
-  bool in_engine = false;        // the pump thread\'s
+  bool in_engine = false;        // the pump thread's
+  bool told = false;             // likewise: its holder has been told of a failure ahead of time
   Node* next = nullptr;          // in the free list or the submission stack
 };
 
@@ -64,16 +65,22 @@ void Pump::attach(const io::IoResources& resources) {
 
 Ticket Pump::submit(const IoCommand& command) {
   Node* node = prepare(command, {}, /*holders=*/2);
+  if (node == nullptr) std::rethrow_exception(why_abandoned());
   push(node);
   return Ticket(node);
 }
 
 void Pump::submit(const IoCommand& command, Continuation continuation) {
-  push(prepare(command, continuation, /*holders=*/1));
+  if (Node* node = prepare(command, continuation, /*holders=*/1)) {
+    push(node);
+  } else {
+    continuation.run(continuation.context, why_abandoned());
+  }
 }
 
 Pump::Node* Pump::prepare(const IoCommand& command, Continuation continuation, int holders) {
   Node* node = acquire();
+  if (node == nullptr) return nullptr;
   node->request = io::IoRequest{};
   node->request.op = command.op;
   node->request.file = command.file;
@@ -84,6 +91,7 @@ Pump::Node* Pump::prepare(const IoCommand& command, Continuation continuation, i
   node->request.user = node;
   node->continuation = continuation;
   node->failure = nullptr;
+  node->told = false;
   node->done.store(false, std::memory_order_relaxed);
   node->holders.store(holders, std::memory_order_relaxed);
   return node;
@@ -94,10 +102,12 @@ void Pump::quiesce() {
   changed_.wait(lock, [this] { return under_way_ == 0; });
 }
 
+// Null where the pump is abandoned and has no room.
 Pump::Node* Pump::acquire() {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [this] { return free_ != nullptr; });
+  changed_.wait(lock, [this] { return free_ != nullptr || abandoned_ != nullptr; });
   Node* node = free_;
+  if (node == nullptr) return nullptr;
   free_ = node->next;
   ++under_way_;
   return node;
@@ -153,11 +163,19 @@ void Pump::take_submissions() {
 }
 
 void Pump::complete(Node* node) noexcept {
+  tell(node);
+  retire(node);
+}
+
+void Pump::tell(Node* node) noexcept {
   const Continuation continuation = node->continuation;
   const std::exception_ptr failure = node->failure;
   node->done.store(true, std::memory_order_release);
   node->done.notify_all();
   if (continuation.run != nullptr) continuation.run(continuation.context, failure);
+}
+
+void Pump::retire(Node* node) noexcept {
   recycle(node);
   const std::lock_guard lock(mutex_);
   if (--under_way_ == 0) changed_.notify_all();
@@ -176,12 +194,63 @@ void Pump::run() {
 
 // The engine itself is broken: what it holds does not come back, and nothing more is given to it.
 void Pump::fail_all(std::exception_ptr failure) noexcept {
-  engine_failure_ = failure;
+  engine_failure_ = std::move(failure);
+  engine_broken_ = true;
+  tell_all();
   for (const auto& node : nodes_) {
-    if (!std::exchange(node->in_engine, false)) continue;
-    node->failure = failure;
-    complete(node.get());
+    if (std::exchange(node->in_engine, false)) retire(node.get());
   }
+}
+
+// What the engine has fails for those who wait for it. It stays the engine's.
+void Pump::tell_all() noexcept {
+  for (const auto& node : nodes_) {
+    if (!node->in_engine || std::exchange(node->told, true)) continue;
+    node->failure = engine_failure_;
+    tell(node.get());
+  }
+}
+
+Pump::Standing Pump::standing() {
+  const std::lock_guard lock(mutex_);
+  return {under_way_, engine_->transfers_done()};
+}
+
+std::exception_ptr Pump::overdue(double seconds, std::chrono::milliseconds patience) {
+  std::unique_lock lock(mutex_);
+  overdue_seconds_ = seconds;
+  asked_.store(true, std::memory_order_release);
+  engine_->wake();
+  changed_.wait_for(lock, patience, [this] { return overdue_seconds_ == 0; });
+  return overdue_;
+}
+
+void Pump::abandon(std::exception_ptr failure) {
+  const std::lock_guard lock(mutex_);
+  abandoned_ = std::move(failure);
+  asked_.store(true, std::memory_order_release);
+  changed_.notify_all();
+  engine_->wake();
+}
+
+std::exception_ptr Pump::why_abandoned() {
+  const std::lock_guard lock(mutex_);
+  return abandoned_;
+}
+
+// What others ask of this thread.
+void Pump::answer() {
+  if (!asked_.exchange(false, std::memory_order_acquire)) return;
+  std::exception_ptr abandoned;
+  {
+    const std::lock_guard lock(mutex_);
+    if (overdue_seconds_ > 0) overdue_ = engine_->overdue(std::exchange(overdue_seconds_, 0));
+    abandoned = abandoned_;
+    changed_.notify_all();
+  }
+  if (abandoned == nullptr || engine_failure_ != nullptr) return;
+  engine_failure_ = abandoned;
+  tell_all();
 }
 
 // Until it is time to stop, or the engine fails.
@@ -189,30 +258,32 @@ void Pump::serve() {
   std::array<io::IoRequest*, 64> finished;
   while (true) {
     attach_resources();
+    answer();
     take_submissions();
-    const bool broken = engine_failure_ != nullptr;
-    if (stopping_.load(std::memory_order_acquire) && (broken || engine_->in_flight() == 0) &&
+    if (stopping_.load(std::memory_order_acquire) &&
+        (engine_broken_ || engine_->in_flight() == 0) &&
         submitted_.load(std::memory_order_acquire) == nullptr) {
       return;
     }
-    if (broken) {
+    if (engine_broken_) {
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
       continue;
     }
     const size_t count = engine_->reap(finished, std::chrono::milliseconds(-1));
-    for (size_t i = 0; i < count; ++i) {
-      Node* node = static_cast<Node*>(finished[i]->user);
-      node->in_engine = false;
-      if (!finished[i]->ok()) {
-        try {
-          finished[i]->throw_if_failed();
-        } catch (...) {
-          node->failure = std::current_exception();
-        }
-      }
-      complete(node);
-    }
+    for (size_t i = 0; i < count; ++i) take_back(*finished[i]);
   }
+}
+
+void Pump::take_back(io::IoRequest& request) {
+  Node* node = static_cast<Node*>(request.user);
+  node->in_engine = false;
+  if (node->told) return retire(node);
+  try {
+    request.throw_if_failed();
+  } catch (...) {
+    node->failure = std::current_exception();
+  }
+  complete(node);
 }
 
 }  // namespace strata::offload

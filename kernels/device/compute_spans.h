@@ -20,6 +20,7 @@ class ComputeSpans {
   // launched, which is the caller's thread, and host tasks to where they run.
   void begin(const TrafficTag& tag) {
     tag_ = tag;
+    queue_.begin_work(tag);
     if (launches_) push_profiler_range(tag);
     queue_.run([this, tag] {
       begin_ns_ = now_ns();
@@ -33,6 +34,7 @@ class ComputeSpans {
       sink_.record({Activity::compute, tag, queue_.name(), /*bytes=*/0, begin_ns_, end_ns_});
     });
     if (launches_) pop_profiler_range();
+    queue_.begin_work({});
   }
   // When the last span ended. For the queue's tasks.
   int64_t last_end_ns() const { return end_ns_; }

@@ -78,13 +78,13 @@ CudaQueue::CudaQueue(const QueueOptions& options, int ordinal, TrafficSink& traf
   }
 }
 
-CudaQueue::~CudaQueue() {
-  cudaSetDevice(ordinal_);
-  cudaStreamSynchronize(stream_.get());
-}
+CudaQueue::~CudaQueue() { finish(); }
 
-void CudaQueue::run(HostTask task) {
-  Slot& slot = next_slot();
+void CudaQueue::run(HostTask task) { enqueue(std::move(task), work_); }
+
+void CudaQueue::enqueue(HostTask task, const TrafficTag& work, bool waits) {
+  Slot& slot = next_slot(work);
+  slot.waits = waits;
   slot.task = std::move(task);
   check(cudaLaunchHostFunc(stream_.get(), &run_slot, &slot), "launching a host function");
   finish_slot(slot);
@@ -96,16 +96,20 @@ void CudaQueue::wait(const Event& event, const TrafficTag& tag) {
   if (const auto* other = dynamic_cast<const CudaQueue*>(event.queue())) {
     const uint64_t point = event.point();
     wait_for_stream(*other, point);
-    run([this, other, point, tag] {
-      report_wait(tag);
-      other->fault_.throw_if_behind(point);
-    });
+    enqueue(
+        [this, other, point, tag] {
+          report_wait(tag);
+          other->fault_.throw_if_behind(point);
+        },
+        tag, /*waits=*/true);
   } else {
     const uint64_t number = gate_.hold(stream_.get(), event);
-    run([this, number, tag] {
-      report_wait(tag);
-      gate_.throw_if_failed(number);
-    });
+    enqueue(
+        [this, number, tag] {
+          report_wait(tag);
+          gate_.throw_if_failed(number);
+        },
+        tag, /*waits=*/true);
   }
 }
 
@@ -121,7 +125,7 @@ void CudaQueue::copy(void* dst, const void* src, size_t bytes, CopyDirection dir
   const std::optional<Activity> link = link_of(direction);
   if (link) mark();
   const ProfilerRange range(tag);
-  Slot& slot = next_slot();
+  Slot& slot = next_slot(tag);
   check(cudaMemcpyAsync(dst, src, bytes, cuda_kind(direction), stream_.get()), "copying");
   finish_slot(slot);
   if (link) {
@@ -133,12 +137,12 @@ void CudaQueue::copy(void* dst, const void* src, size_t bytes, CopyDirection dir
 
 void CudaQueue::fill_zero(void* dst, size_t bytes) {
   if (bytes == 0 || fault_.happened()) return;
-  Slot& slot = next_slot();
+  Slot& slot = next_slot(work_);
   check(cudaMemsetAsync(dst, 0, bytes, stream_.get()), "filling with zeros");
   finish_slot(slot);
 }
 
-uint64_t CudaQueue::record_point() { return finish_slot(next_slot()); }
+uint64_t CudaQueue::record_point() { return finish_slot(next_slot(work_)); }
 
 bool CudaQueue::point_reached(uint64_t point) const {
   select_device();
@@ -162,21 +166,69 @@ void CudaQueue::wait_for_point(uint64_t point) const {
   fault_.throw_if_behind(point);
 }
 
-// Blocks until the point has passed, failed or not; throws only what CUDA itself reports.
+// Blocks until the point has passed, failed or not; throws what CUDA itself reports, and where the
+// queue is abandoned why.
 void CudaQueue::await_point(uint64_t point) const {
   select_device();
   const EventUse use(*this, point);
   if (use.event() == nullptr) return;
+  if (abandoned_.load() && cudaEventQuery(use.event()) == cudaErrorNotReady) {
+    cudaGetLastError();
+    fault_.throw_if_behind(point);
+  }
   check(cudaEventSynchronize(use.event()), "waiting for an event");
   const std::lock_guard lock(mutex_);
   passed_ = std::max(passed_, point);
+}
+
+// Notes what has passed since it was last asked, and looks at the first point that has not.
+QueueStanding CudaQueue::standing() const {
+  cudaSetDevice(ordinal_);
+  const uint64_t issued = issued_.load(std::memory_order_acquire);
+  QueueStanding standing;
+  while (true) {
+    {
+      const std::lock_guard lock(mutex_);
+      standing.ended = passed_;
+    }
+    const uint64_t point = standing.ended + 1;
+    if (point > issued) return standing;
+    const EventUse use(*this, point);
+    if (use.event() == nullptr) continue;
+    const cudaError_t status = cudaEventQuery(use.event());
+    if (status != cudaSuccess) {
+      cudaGetLastError();
+      const Slot& slot = slots_[point % kQueueDepth];
+      standing.under_way = status == cudaErrorNotReady;  // or else whoever waits is told
+      standing.waits = slot.waits;
+      standing.work = slot.work;
+      return standing;
+    }
+    const std::lock_guard lock(mutex_);
+    passed_ = std::max(passed_, point);
+  }
+}
+
+void CudaQueue::abandon(std::exception_ptr failure) noexcept {
+  uint64_t point = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    point = passed_ + 1;
+  }
+  fault_.set(point, std::move(failure));
+  abandoned_.store(true);
+}
+
+void CudaQueue::finish() noexcept {
+  cudaSetDevice(ordinal_);
+  cudaStreamSynchronize(stream_.get());
 }
 
 // CUDA's current device is a thread's; on a thread that has none, any call would start device 0.
 void CudaQueue::select_device() const { check(cudaSetDevice(ordinal_), "selecting its device"); }
 
 // The slot of the next point, once the point that used it before has passed.
-CudaQueue::Slot& CudaQueue::next_slot() {
+CudaQueue::Slot& CudaQueue::next_slot(const TrafficTag& work) {
   select_device();
   const uint64_t point = issued_ + 1;
   if (point > kQueueDepth) await_point(point - kQueueDepth);
@@ -184,6 +236,8 @@ CudaQueue::Slot& CudaQueue::next_slot() {
   std::unique_lock lock(mutex_);
   event_unused_.wait(lock, [&] { return slot.users == 0; });
   slot.point = point;
+  slot.work = work;
+  slot.waits = false;
   return slot;
 }
 

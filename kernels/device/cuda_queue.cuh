@@ -6,6 +6,7 @@
 // call the traffic sink.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
@@ -32,7 +33,10 @@ class CudaQueue final : public Queue {
   void copy(void* dst, const void* src, size_t bytes, CopyDirection direction,
             const TrafficTag& tag) override;
   void fill_zero(void* dst, size_t bytes) override;
+  QueueStanding standing() const override;
+  void abandon(std::exception_ptr failure) noexcept override;
   bool failed() const override { return fault_.happened(); }
+  void finish() noexcept override;
   void* native_handle() const override { return stream_.get(); }
   const char* name() const override { return name_; }
 
@@ -53,14 +57,17 @@ class CudaQueue final : public Queue {
     std::unique_ptr<CUevent_st, DestroyEvent> event;
     HostTask task;
     uint64_t point = 0;
-    int users = 0;  // threads inside a CUDA call on `event`; protected by mutex_
+    TrafficTag work;
+    bool waits = false;
+    int users = 0;  // threads that keep the slot as it is; protected by mutex_
   };
   class EventUse;
 
   static void CUDART_CB run_slot(void* slot) noexcept;
 
+  void enqueue(HostTask task, const TrafficTag& work, bool waits = false);
   void select_device() const;
-  Slot& next_slot();
+  Slot& next_slot(const TrafficTag& work);
   uint64_t finish_slot(Slot& slot);
   void await_point(uint64_t point) const;
   void check(cudaError_t status, const char* doing) const;
@@ -78,7 +85,8 @@ class CudaQueue final : public Queue {
   CudaGate gate_;
   int64_t mark_ns_ = 0;  // touched by this stream's host functions only, which run in order
 
-  uint64_t issued_ = 0;  // the last point; the enqueueing thread's
+  std::atomic<uint64_t> issued_ = 0;  // the last point; written by the enqueueing thread
+  std::atomic<bool> abandoned_ = false;
 
   mutable std::mutex mutex_;
   mutable std::condition_variable event_unused_;

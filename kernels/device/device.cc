@@ -4,13 +4,6 @@
 
 namespace strata {
 
-void Queue::finish() noexcept {
-  try {
-    synchronize();
-  } catch (...) {
-  }
-}
-
 MemoryBlock& MemoryBlock::operator=(MemoryBlock&& other) noexcept {
   if (this != &other) {
     reset();

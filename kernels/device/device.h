@@ -11,6 +11,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <string>
 #include <utility>
@@ -55,6 +56,15 @@ enum class CopyDirection : uint8_t {
   host_to_host,
 };
 
+// Where a queue stands, for whoever watches over it.
+struct QueueStanding {
+  bool under_way = false;  // there is work that has not ended
+  bool waits = false;      // and it is a wait for an event
+  uint64_t ended = 0;      // operations
+  int64_t cpu_ns = 0;      // that the queue's thread has computed for so far; 0 on a device
+  TrafficTag work;         // what is under way
+};
+
 // How many operations a queue holds before enqueueing another one waits for the oldest.
 inline constexpr uint64_t kQueueDepth = 1024;
 
@@ -89,14 +99,27 @@ class Queue {
   // Sets `bytes` bytes of device memory to zero, in queue order.
   virtual void fill_zero(void* dst, size_t bytes) = 0;
 
+  // What is enqueued from now on is part of `work`, but for copies and waits, which say so
+  // themselves.
+  void begin_work(const TrafficTag& work) { work_ = work; }
+
+  // Any thread.
+  virtual QueueStanding standing() const = 0;
+
+  // Poisons the queue from the work under way on, which nobody waits for any more: whoever waits or
+  // enqueues throws `failure` at once, unless inside a CUDA call. finish() and the destructor still
+  // wait for that work, which uses what it was given until it ends. Any thread.
+  virtual void abandon(std::exception_ptr failure) noexcept = 0;
+
   // Whether the queue is known to be poisoned, so that work enqueued from now on would be skipped.
   // Whoever launches on native_handle() asks, and leaves it.
   virtual bool failed() const = 0;
 
   // Blocks until everything enqueued is done; throws what it threw.
   void synchronize() { record().wait(); }
-  // The same for destructors: drops a failure, which whoever waits for the work has been told.
-  void finish() noexcept;
+  // Blocks likewise, of an abandoned queue too, and drops a failure: for destructors, and whoever
+  // takes back what the work uses.
+  virtual void finish() noexcept = 0;
 
   // cudaStream_t for people's own kernels; null on the host device.
   virtual void* native_handle() const { return nullptr; }
@@ -107,6 +130,8 @@ class Queue {
   virtual uint64_t record_point() = 0;
   virtual bool point_reached(uint64_t point) const = 0;
   virtual void wait_for_point(uint64_t point) const = 0;
+
+  TrafficTag work_;  // of what is being enqueued
 };
 
 inline bool Event::reached() const { return queue_ == nullptr || queue_->point_reached(point_); }

@@ -56,7 +56,7 @@ HostQueue::HostQueue(const QueueOptions& options, const QueueDelay& delay, Traff
       guard_(guard),
       max_delay_us_(delay.max_us),
       delay_random_(delay.seed),
-      ring_(std::make_unique<HostTask[]>(kQueueDepth)) {
+      ring_(std::make_unique<Operation[]>(kQueueDepth)) {
   std::promise<void> started;
   std::future<void> running = started.get_future();
   worker_ = std::thread(&HostQueue::start, this, std::cref(options), std::move(started));
@@ -66,6 +66,7 @@ HostQueue::HostQueue(const QueueOptions& options, const QueueDelay& delay, Traff
     worker_.join();
     throw;
   }
+  pthread_getcpuclockid(worker_.native_handle(), &cpu_clock_);
 }
 
 HostQueue::~HostQueue() {
@@ -77,11 +78,15 @@ HostQueue::~HostQueue() {
   worker_.join();
 }
 
-void HostQueue::run(HostTask task) {
+void HostQueue::run(HostTask task) { enqueue(std::move(task), work_); }
+
+void HostQueue::enqueue(HostTask task, const TrafficTag& work, bool waits) {
   {
     std::unique_lock lock(mutex_);
-    point_passed_.wait(lock, [this] { return enqueued_ - done_ < kQueueDepth; });
-    ring_[enqueued_ % kQueueDepth] = std::move(task);
+    const auto has_room = [this] { return enqueued_ - done_ < kQueueDepth; };
+    point_passed_.wait(lock, [&] { return has_room() || abandoned_; });
+    if (!has_room()) fault_.throw_if_behind(enqueued_);
+    ring_[enqueued_ % kQueueDepth] = {std::move(task), work, waits};
     ++enqueued_;
   }
   work_arrived_.notify_one();
@@ -89,7 +94,7 @@ void HostQueue::run(HostTask task) {
 
 void HostQueue::wait(const Event& event, const TrafficTag& tag) {
   if (event.queue() == nullptr || event.queue() == this) return;
-  run([this, event, tag] { wait_and_report(event, tag); });
+  enqueue([this, event, tag] { wait_and_report(event, tag); }, tag, /*waits=*/true);
 }
 
 void HostQueue::copy(void* dst, const void* src, size_t bytes, CopyDirection direction,
@@ -97,15 +102,17 @@ void HostQueue::copy(void* dst, const void* src, size_t bytes, CopyDirection dir
   if (bytes == 0) return;
   const std::optional<Activity> link = link_of(direction);
   if (!link) {
-    run([=] { copy_bytes(dst, src, bytes); });
+    enqueue([=] { copy_bytes(dst, src, bytes); }, tag);
     return;
   }
-  run([=, this, activity = *link] {
-    const ProfilerRange range(tag);
-    const int64_t begin_ns = now_ns();
-    copy_bytes(dst, src, bytes);
-    traffic_.record({activity, tag, name_, bytes, begin_ns, now_ns()});
-  });
+  enqueue(
+      [=, this, activity = *link] {
+        const ProfilerRange range(tag);
+        const int64_t begin_ns = now_ns();
+        copy_bytes(dst, src, bytes);
+        traffic_.record({activity, tag, name_, bytes, begin_ns, now_ns()});
+      },
+      tag);
 }
 
 void HostQueue::fill_zero(void* dst, size_t bytes) {
@@ -120,7 +127,7 @@ uint64_t HostQueue::record_point() {
 bool HostQueue::point_reached(uint64_t point) const {
   {
     const std::lock_guard lock(mutex_);
-    if (done_ < point) return false;
+    if (done_ < point && !abandoned_) return false;
   }
   fault_.throw_if_behind(point);
   return true;
@@ -129,9 +136,39 @@ bool HostQueue::point_reached(uint64_t point) const {
 void HostQueue::wait_for_point(uint64_t point) const {
   {
     std::unique_lock lock(mutex_);
-    point_passed_.wait(lock, [&] { return done_ >= point; });
+    point_passed_.wait(lock, [&] { return done_ >= point || abandoned_; });
   }
   fault_.throw_if_behind(point);
+}
+
+QueueStanding HostQueue::standing() const {
+  timespec cpu = {};
+  clock_gettime(cpu_clock_, &cpu);
+  QueueStanding standing;
+  standing.cpu_ns = cpu.tv_sec * 1'000'000'000 + cpu.tv_nsec;
+  const std::lock_guard lock(mutex_);
+  standing.ended = done_;
+  standing.under_way = done_ < enqueued_;
+  if (standing.under_way) {
+    const Operation& operation = ring_[done_ % kQueueDepth];
+    standing.waits = operation.waits;
+    standing.work = operation.work;
+  }
+  return standing;
+}
+
+void HostQueue::abandon(std::exception_ptr failure) noexcept {
+  {
+    const std::lock_guard lock(mutex_);
+    fault_.set(done_ + 1, std::move(failure));
+    abandoned_ = true;
+  }
+  point_passed_.notify_all();
+}
+
+void HostQueue::finish() noexcept {
+  std::unique_lock lock(mutex_);
+  point_passed_.wait(lock, [this] { return done_ == enqueued_; });
 }
 
 // The worker's first function. `options` hold until it has started.
@@ -152,7 +189,7 @@ void HostQueue::work() {
     work_arrived_.wait(lock, [this] { return done_ < enqueued_ || closing_; });
     if (done_ == enqueued_) return;  // closing, and nothing is left
     const uint64_t point = done_ + 1;
-    HostTask& task = ring_[done_ % kQueueDepth];
+    HostTask& task = ring_[done_ % kQueueDepth].task;
     lock.unlock();
     execute(task, point);
     lock.lock();

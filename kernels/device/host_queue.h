@@ -5,6 +5,8 @@
 // enqueued before it. Nothing is allocated after construction.
 #pragma once
 
+#include <time.h>
+
 #include <condition_variable>
 #include <cstdint>
 #include <future>
@@ -41,7 +43,10 @@ class HostQueue final : public Queue {
   void copy(void* dst, const void* src, size_t bytes, CopyDirection direction,
             const TrafficTag& tag) override;
   void fill_zero(void* dst, size_t bytes) override;
+  QueueStanding standing() const override;
+  void abandon(std::exception_ptr failure) noexcept override;
   bool failed() const override { return fault_.happened(); }
+  void finish() noexcept override;
   const char* name() const override { return name_; }
 
  protected:
@@ -50,6 +55,13 @@ class HostQueue final : public Queue {
   void wait_for_point(uint64_t point) const override;
 
  private:
+  struct Operation {
+    HostTask task;
+    TrafficTag work;
+    bool waits = false;
+  };
+
+  void enqueue(HostTask task, const TrafficTag& work, bool waits = false);
   void start(const QueueOptions& options, std::promise<void> started);
   void work();
   void execute(HostTask& task, uint64_t point) noexcept;
@@ -66,13 +78,16 @@ class HostQueue final : public Queue {
   mutable std::mutex mutex_;
   mutable std::condition_variable work_arrived_;  // or closing_
   mutable std::condition_variable point_passed_;
-  // Protected by mutex_. Slots (done_, enqueued_] of the ring, modulo its size, are the worker's.
-  const std::unique_ptr<HostTask[]> ring_;
+  // Protected by mutex_. The tasks of slots (done_, enqueued_] of the ring, modulo its size, are
+  // the worker's.
+  const std::unique_ptr<Operation[]> ring_;
   uint64_t enqueued_ = 0;
   uint64_t done_ = 0;
+  bool abandoned_ = false;
   bool closing_ = false;
 
   std::thread worker_;
+  clockid_t cpu_clock_ = CLOCK_THREAD_CPUTIME_ID;  // the worker's
 };
 
 }  // namespace strata

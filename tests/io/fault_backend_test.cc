@@ -3,6 +3,10 @@
 #include <gmock/gmock.h>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <vector>
 
 #include "tests/io/io_test_support.h"
 
@@ -149,6 +153,30 @@ TEST_P(FaultBackendTest, DelayedAndReorderedCompletionsAllArriveOnce) {
   EXPECT_FALSE(std::ranges::is_sorted(cookies));
   std::ranges::sort(cookies);
   for (uint64_t i = 0; i < cookies.size(); ++i) EXPECT_EQ(cookies[i], i);
+}
+
+TEST(FaultBackend, OneTransferOfAKindHangsUntilItIsLetGo) {
+  std::atomic<bool> until = false;
+  const auto backend =
+      make_fault_backend(std::make_unique<PerfectBackend>(), {.hang = Hang{Op::read, 1, &until}});
+  std::array<std::byte, 3> bytes = {};
+  for (uint64_t i = 0; i < bytes.size(); ++i) {
+    backend->submit({.op = Op::write, .data = &bytes[i], .bytes = 1, .cookie = 10 + i});
+    backend->submit({.op = Op::read, .data = &bytes[i], .bytes = 1, .cookie = i});
+  }
+  const auto reap = [&] {
+    std::array<Completion, 8> out;
+    std::vector<uint64_t> cookies;
+    const size_t count = backend->reap(out, std::chrono::milliseconds(0));
+    for (size_t i = 0; i < count; ++i) cookies.push_back(out[i].cookie);
+    return cookies;
+  };
+  EXPECT_THAT(reap(), testing::UnorderedElementsAre(10, 0, 11, 12, 2));
+  EXPECT_THAT(reap(), testing::IsEmpty());
+  EXPECT_EQ(bytes[1], std::byte{0});  // it has not begun
+  until = true;
+  EXPECT_THAT(reap(), testing::ElementsAre(1));
+  EXPECT_EQ(bytes[1], std::byte{0x11});
 }
 
 TEST(FaultBackend, NamesWhatItWraps) {

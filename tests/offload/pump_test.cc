@@ -133,6 +133,54 @@ TEST_F(PumpTest, AttachedMemoryAndFilesServeTheSameBytes) {
   }
 }
 
+// Whoever waits is let go with the name of the oldest transfer. Its memory stays the disk's until
+// quiesce(): what comes late still lands there.
+TEST_F(PumpTest, AnAbandonedPumpFailsWhatIsUnderWayAndTakesItBackLater) {
+  std::atomic<bool> answers = false;
+  const io::FaultPlan faults{.hang = io::Hang{io::Op::read, 0, &answers}};
+  const auto pump = make_pump(recorder_, &faults, /*capacity=*/2);
+  const io::BlockFile file = scratch(2 * kBlock);
+  const MemoryBlock out = device_->allocate_pinned(2 * kBlock);
+  const MemoryBlock in = device_->allocate_pinned(kBlock);
+  std::memset(out.data(), 5, out.bytes());
+  pump->submit({io::Op::write, &file, 0, out.data(), out.bytes(), {}}).wait();
+  EXPECT_EQ(pump->overdue(1, std::chrono::seconds(10)), nullptr);
+  EXPECT_EQ(pump->standing().under_way, 0u);
+
+  const IoCommand command{io::Op::read, &file,  kBlock,
+                          in.data(),    kBlock, {StateKind::grad, 3, "test"}};
+  std::atomic<int> failed = 0;
+  const Continuation count = {[](void* context, std::exception_ptr failure) noexcept {
+                                *static_cast<std::atomic<int>*>(context) += failure != nullptr;
+                              },
+                              &failed};
+  Ticket ticket = pump->submit(command);
+  const std::exception_ptr overdue = pump->overdue(2, std::chrono::seconds(10));
+  ASSERT_NE(overdue, nullptr);
+  EXPECT_EQ(pump->standing().under_way, 1u);
+  pump->abandon(overdue);
+  try {
+    ticket.wait();
+    FAIL() << "nothing was thrown";
+  } catch (const IoError& error) {
+    EXPECT_EQ(error.offset, kBlock);
+    EXPECT_EQ(error.what(),
+              "no transfer has ended for 2 s: the disk does not answer the read of "
+              "65536 bytes at offset 131072 of " +
+                  file.path() + " (test, grad 3)");
+  }
+  Ticket later = pump->submit(command);  // takes the pool's last room
+  EXPECT_THROW(later.wait(), IoError);
+  EXPECT_THROW(pump->submit(command), IoError);
+  pump->submit(command, count);
+  EXPECT_EQ(failed, 1);
+
+  EXPECT_NE(in.data()[0], std::byte{5});
+  answers = true;
+  pump->quiesce();
+  EXPECT_EQ(in.data()[0], std::byte{5});
+}
+
 TEST_F(PumpTest, DroppedTicketsStillFinish) {
   const auto pump = make_pump(recorder_, nullptr, /*capacity=*/2);
   const io::BlockFile file = scratch(16 * kBlock);

@@ -172,10 +172,9 @@ size_t HostLayerOps::linear_workspace_bytes(DType dtype, int64_t rows, int64_t i
   const LinearShape shape{rows, in, out, dtype, weight_transposed};
   const auto known = linear_bytes_.find(shape);
   if (known != linear_bytes_.end()) return known->second;
-  size_t bytes = 0;
-  queue_.run([&] { bytes = cpu::linear_workspace_bytes(prepared_.matmuls, shape); });
+  queue_.run([this, shape] { answer_ = cpu::linear_workspace_bytes(prepared_.matmuls, shape); });
   queue_.synchronize();
-  return linear_bytes_.emplace(shape, bytes).first->second;
+  return linear_bytes_.emplace(shape, answer_).first->second;
 }
 
 void HostLayerOps::gelu_forward(const Gelu& op) {
@@ -239,10 +238,9 @@ size_t HostLayerOps::attention_workspace_bytes(DType dtype, const Shape& qkv, in
   const HeadShape key{shape.sequence, shape.head_channels, dtype};
   const auto known = attention_bytes_.find(key);
   if (known != attention_bytes_.end()) return known->second;
-  size_t bytes = 0;
-  queue_.run([&] { bytes = prepared_.attention.workspace_bytes(shape); });
+  queue_.run([this, shape] { answer_ = prepared_.attention.workspace_bytes(shape); });
   queue_.synchronize();
-  return attention_bytes_.emplace(key, bytes).first->second;
+  return attention_bytes_.emplace(key, answer_).first->second;
 }
 
 void HostLayerOps::cross_entropy(const CrossEntropy& op) {

@@ -72,6 +72,7 @@ class HostLayerOps final : public LayerOps {
   mutable Prepared prepared_;
   mutable std::map<LinearShape, size_t> linear_bytes_;
   mutable std::map<HeadShape, size_t> attention_bytes_;
+  mutable size_t answer_ = 0;  // to what the queue was asked last: not on the stack of who waits
 };
 
 }  // namespace strata::ops

@@ -24,7 +24,10 @@ class SlowQueue final : public Queue {
   void run(HostTask) override {}
   void copy(void*, const void*, size_t, CopyDirection, const TrafficTag&) override {}
   void fill_zero(void*, size_t) override {}
+  QueueStanding standing() const override { return {}; }
+  void abandon(std::exception_ptr) noexcept override {}
   bool failed() const override { return false; }
+  void finish() noexcept override {}
   const char* name() const override { return "slow"; }
 
  protected:

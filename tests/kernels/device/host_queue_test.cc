@@ -2,7 +2,9 @@
 #include "kernels/device/host_queue.h"
 
 #include <atomic>
+#include <chrono>
 #include <cstring>
+#include <exception>
 #include <latch>
 #include <mutex>
 #include <set>
@@ -50,6 +52,73 @@ TEST(HostQueueDelays, AMissingWaitShowsUnderManySeedsAndAPresentOneUnderNone) {
   // About 4 in 10 are; without delays, hardly any.
   EXPECT_GT(broken_without, kSeeds / 8);
   EXPECT_EQ(broken_with, 0);
+}
+
+// Whoever waits for a task that does not end is let go; whoever needs it to have ended is not.
+TEST(HostQueueStanding, AnAbandonedQueueLetsGoOfAllButFinish) {
+  NullTrafficSink sink;
+  const auto queue = make_host_queue({.name = "stuck"}, {}, sink);
+  const auto behind = make_host_queue({.name = "behind"}, {}, sink);
+  EXPECT_FALSE(queue->standing().under_way);
+  std::atomic<bool> open = false, ended = false, ran = false;
+  queue->run([] {});
+  const Event before = queue->record();
+  before.wait();
+  queue->begin_work({StateKind::activation, 4, "forward"});
+  queue->run([&] {
+    open.wait(false);
+    ended = true;
+  });
+  queue->begin_work({});
+  queue->run([&] { ran = true; });
+  const Event after = queue->record();
+  behind->wait(after, {StateKind::other, -1, "behind"});
+
+  const QueueStanding standing = queue->standing();
+  EXPECT_TRUE(standing.under_way && !standing.waits);
+  EXPECT_EQ(standing.ended, 1u);
+  EXPECT_STREQ(standing.work.label, "forward");
+  EXPECT_EQ(standing.work.index, 4);
+  EXPECT_TRUE(behind->standing().waits);
+
+  queue->abandon(std::make_exception_ptr(std::runtime_error("stuck")));
+  EXPECT_THROW(after.wait(), std::runtime_error);
+  EXPECT_THROW(after.reached(), std::runtime_error);
+  EXPECT_THROW(behind->synchronize(), std::runtime_error);
+  before.wait();
+  // Room is not waited for either.
+  EXPECT_THROW(for (uint64_t i = 0; i <= kQueueDepth; ++i) queue->run([] {}), std::runtime_error);
+  EXPECT_FALSE(ended);
+  open = true;
+  open.notify_all();
+  queue->finish();
+  EXPECT_TRUE(ended);
+  EXPECT_FALSE(ran);
+  EXPECT_FALSE(queue->standing().under_way);
+}
+
+TEST(HostQueueStanding, TheThreadsTimeTellsComputingFromWaiting) {
+  NullTrafficSink sink;
+  const auto queue = make_host_queue({.name = "busy"}, {}, sink);
+  const int64_t before_ns = queue->standing().cpu_ns;
+  queue->run([queue = queue.get(), before_ns] {
+    while (queue->standing().cpu_ns < before_ns + 20'000'000) {
+    }
+  });
+  queue->synchronize();
+  EXPECT_GE(queue->standing().cpu_ns, before_ns + 20'000'000);
+  std::atomic<bool> open = false;
+  queue->run([&open] { open.wait(false); });
+  const auto computes = [&queue] {
+    const int64_t cpu_ns = queue->standing().cpu_ns;
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    return queue->standing().cpu_ns > cpu_ns;
+  };
+  int looks = 0;
+  while (computes() && looks < 1000) ++looks;  // it may still be on its way to sleep
+  EXPECT_LT(looks, 1000);
+  open = true;
+  open.notify_all();
 }
 
 TEST(HostQueueTeams, TasksRunOnTheQueuesThreadWithItsTeam) {

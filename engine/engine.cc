@@ -16,7 +16,7 @@ Engine::Engine(Engine&&) noexcept = default;
 Engine& Engine::operator=(Engine&&) noexcept = default;
 
 StepResult Engine::train_step(std::span<const Batch> micro_batches) {
-  return runtime_->together([&] { return runtime_->train_step(micro_batches); });
+  return runtime_->together("train_step", [&] { return runtime_->train_step(micro_batches); });
 }
 
 UnitLease& UnitLease::operator=(UnitLease&& other) noexcept {
@@ -36,54 +36,55 @@ void UnitLease::reset() noexcept {
 
 UnitLease Engine::gather(int unit) {
   return runtime_->together(
-      [&] { return UnitLease(runtime_.get(), unit, runtime_->gather(unit)); });
+      "gather", [&] { return UnitLease(runtime_.get(), unit, runtime_->gather(unit)); });
 }
 
 std::span<const TensorView> Engine::gradients(int unit) {
-  return runtime_->together([&] { return runtime_->gradients(unit); });
+  return runtime_->together("gradients", [&] { return runtime_->gradients(unit); });
 }
 
 void Engine::reduce(int unit) {
-  runtime_->together([&] { runtime_->reduce(unit); });
+  runtime_->together("reduce", [&] { runtime_->reduce(unit); });
 }
 
 StepResult Engine::step(double loss) {
-  return runtime_->together([&] { return runtime_->step(loss); });
+  return runtime_->together("step", [&] { return runtime_->step(loss); });
 }
 
 double Engine::loss_scale() const { return runtime_->loss_scale(); }
 void* Engine::stream() const { return runtime_->stream(); }
 
 double Engine::evaluate(std::span<const Batch> micro_batches) {
-  return runtime_->together([&] { return runtime_->evaluate(micro_batches); });
+  return runtime_->together("evaluate", [&] { return runtime_->evaluate(micro_batches); });
 }
 
 std::vector<float> Engine::scores(const Batch& batch) {
-  return runtime_->together([&] { return runtime_->scores(batch); });
+  return runtime_->together("scores", [&] { return runtime_->scores(batch); });
 }
 
 std::vector<float> Engine::next_token_scores(std::span<const int32_t> tokens) {
-  return runtime_->together([&] { return runtime_->next_token_scores(tokens); });
+  return runtime_->together("next_token_scores",
+                            [&] { return runtime_->next_token_scores(tokens); });
 }
 
 std::string Engine::digest() {
-  return runtime_->together([&] { return runtime_->digest(); });
+  return runtime_->together("digest", [&] { return runtime_->digest(); });
 }
 
 std::vector<float> Engine::read_parameter(std::string_view name, StateKind kind) {
-  return runtime_->together([&] { return runtime_->read_parameter(name, kind); });
+  return runtime_->together("read_parameter", [&] { return runtime_->read_parameter(name, kind); });
 }
 
 void Engine::write_parameter(std::string_view name, std::span<const float> values) {
-  runtime_->together([&] { runtime_->write_parameter(name, values); });
+  runtime_->together("write_parameter", [&] { runtime_->write_parameter(name, values); });
 }
 
 void Engine::save_checkpoint(const std::string& path) {
-  runtime_->together([&] { runtime_->save_checkpoint(path); });
+  runtime_->together("save_checkpoint", [&] { runtime_->save_checkpoint(path); });
 }
 
 std::string Engine::save_checkpoint(int keep) {
-  return runtime_->together([&] { return runtime_->save_checkpoint(keep); });
+  return runtime_->together("save_checkpoint", [&] { return runtime_->save_checkpoint(keep); });
 }
 
 std::string Engine::begin_checkpoint(int keep) {
@@ -98,7 +99,7 @@ void Engine::set_data_position(int64_t position) { runtime_->set_data_position(p
 int64_t Engine::data_position() const { return runtime_->data_position(); }
 
 void Engine::remove_state_files() {
-  runtime_->together([&] { runtime_->remove_state_files(); });
+  runtime_->together("remove_state_files", [&] { runtime_->remove_state_files(); });
 }
 
 int64_t Engine::steps_done() const { return runtime_->steps_done(); }
@@ -106,11 +107,11 @@ const PlanSummary& Engine::plan() const { return runtime_->plan().summary; }
 std::vector<std::string> Engine::description() const { return runtime_->description(); }
 
 void Engine::settle() {
-  runtime_->together([&] { runtime_->settle(); });
+  runtime_->together("settle", [&] { runtime_->settle(); });
 }
 
 void Engine::write_trace(const std::string& path) {
-  runtime_->together([&] {
+  runtime_->together("write_trace", [&] {
     runtime_->settle();
     runtime_->recorder().write_trace(path, runtime_->rank());
   });

@@ -70,6 +70,9 @@ class Communicator {
   // it threw. Serves as a barrier too. Sends (size() - 1) * mine.size(), of StateKind::other.
   virtual void exchange(std::span<const std::byte> mine, std::span<std::byte> all) = 0;
 
+  // The queue whose work stands still for other ranks: the communicator's, or one of its own.
+  virtual Queue& waiting_queue() = 0;
+
   // Ends the run everywhere: what any rank waits for now or later, this one too, throws
   // CommError("rank R failed: <reason>"), the reason on one line and of bounded length. Any thread;
   // the first reason stays.

@@ -36,6 +36,7 @@ class DeviceCommunicator final : public TradingCommunicator {
 
   void reduce_scatter(const ReduceScatterSpans& spans, const TrafficTag& tag) override;
   void exchange(std::span<const std::byte> mine, std::span<std::byte> all) override;
+  Queue& waiting_queue() override { return *watch_; }
   void abort(std::string_view reason) noexcept override;
 
  private:

@@ -21,6 +21,7 @@ class HostCommunicator final : public TradingCommunicator {
   std::string description() const override { return transport_->description(); }
 
   void exchange(std::span<const std::byte> mine, std::span<std::byte> all) override;
+  Queue& waiting_queue() override { return queue(); }
   void abort(std::string_view reason) noexcept override { transport_->abort(reason); }
 
  private:

@@ -453,6 +453,11 @@ Group strata_group(ConfigDraft& draft) {
        honoured("strata.comm_timeout", number(out.comm_timeout_s, {.min = 0, .above_min = true}),
                 "Seconds that a rank waits for one that is alive but does not come, before the "
                 "run ends."),
+       honoured("strata.watchdog", number(out.watchdog_s, {.min = 0}),
+                "Seconds that a transfer to or from nvme, or a queue's work that does not compute, "
+                "may stand still before the run ends with an error that names it; 0: for ever. "
+                "What computes or moves is never ended. Below `strata.comm_timeout`, so that the "
+                "rank that stands still says why before the others give it up."),
        honoured(
            "strata.slots",
            integer({1, 2}, "", [&draft](uint64_t v) { draft.slots = static_cast<int64_t>(v); }),

@@ -16,6 +16,8 @@ namespace strata::engine {
 namespace {
 
 constexpr size_t kTraceEvents = 1 << 20;
+constexpr const char* kStart = "the engine's start";
+constexpr const char* kEnd = "the engine's end";
 
 Model as_run(Model model, const Config& config) {
   if (config.tiles == 1) return model;
@@ -103,7 +105,29 @@ Runtime::Runtime(Model model, const Config& config, const World& world,
   comm_ = make_communicator(world_, *comm_queue_, *device_state_ops_,
                             {.timeout_s = config_.comm_timeout_s, .reduction = config_.reduction},
                             recorder_);
-  together([&] { build(disturbance, options.initial_values); });
+  start_watchdog(options);
+  try {
+    together(kStart, [&] { build(disturbance, options.initial_values); });
+  } catch (...) {
+    const Watchdog::Call call(watchdog_.get(), kStart);
+    come_to_rest();
+    throw;
+  }
+}
+
+void Runtime::start_watchdog(const Engine::Options& options) {
+  if (config_.watchdog_s == 0) return;
+  watchdog_ = std::make_unique<Watchdog>(config_.watchdog_s, log_, options.stuck);
+  for (const auto& queue : {&compute_, &copy_in_, &copy_out_, &param_in_, &param_out_,
+                            &activations_in_, &activations_out_, &landing_, &host_update_}) {
+    watchdog_->watch(**queue, Watchdog::Role::works);
+  }
+  watchdog_->watch(*commit_, Watchdog::Role::waits);
+  watchdog_->watch(*comm_queue_, Watchdog::Role::trades);
+  watchdog_->watch(comm_->waiting_queue(), Watchdog::Role::trades);
+  if (world_.size == 1) return;
+  watchdog_->on_end(
+      [this](const std::exception_ptr&, std::string_view reason) { comm_->abort(reason); });
 }
 
 void Runtime::build(const Disturbance& disturbance, const ParameterReader& initial_values) {
@@ -140,6 +164,7 @@ void Runtime::build(const Disturbance& disturbance, const ParameterReader& initi
                                                      state_hash(model_, config_, *plan_)},
                                     *tiers_);
   }
+  if (store_ != nullptr && watchdog_ != nullptr) watchdog_->watch(store_->pump());
   offload::SlotStore* const slots = store_ != nullptr ? store_->slots() : nullptr;
   offload::Pump* const pump = store_ != nullptr ? &store_->pump() : nullptr;
   parameter_files_ = make_file_line(reserved::kParameterRing, "parameter files");
@@ -174,6 +199,11 @@ void Runtime::build(const Disturbance& disturbance, const ParameterReader& initi
                      *device_state_ops_,
                      *host_state_ops_},
       *tiers_);
+  if (watchdog_ != nullptr) {
+    watchdog_->on_end([this](const std::exception_ptr& failure, std::string_view) {
+      updater_->abandon(failure);
+    });
+  }
   gathers_ = std::make_unique<GatherOrder>(GatherOrder::Parts{
       *plan_, *window_, *updater_, *copy_in_, *comm_queue_, *compute_, *passes_, recorder_});
   if (held_units_ > 0) {
@@ -194,6 +224,7 @@ Runtime::FileLine Runtime::make_file_line(const char* ring_name, const char* que
   line.queue = std::make_unique<offload::FileQueue>(
       store_->pump(), make_host_queue({queue_name, 1}, host_options_, recorder_),
       std::span(line.ring.data(), line.ring.bytes()));
+  if (watchdog_ != nullptr) watchdog_->watch(line.queue->queue(), Watchdog::Role::waits);
   return line;
 }
 
@@ -204,16 +235,22 @@ void Runtime::complete_units() {
   comm_queue_->synchronize();
 }
 
-// Work that a failure left behind still uses what is about to go.
 Runtime::~Runtime() {
+  const Watchdog::Call call(watchdog_.get(), kEnd);
+  come_to_rest();
+}
+
+void Runtime::come_to_rest() noexcept {
   copy_.reset();
   commit_->finish();
-  updater_.reset();
+  if (updater_ != nullptr) updater_->finish();
   for (const auto& queue : {&compute_, &copy_in_, &param_in_, &copy_out_, &param_out_, &comm_queue_,
                             &activations_in_, &activations_out_, &landing_, &host_update_}) {
     (*queue)->finish();
   }
   for_file_queues([](Queue& files) { files.finish(); });
+  if (store_ != nullptr) store_->pump().quiesce();
+  if (watchdog_ != nullptr) watchdog_->forget();
 }
 
 void Runtime::compare_with_peers() {

@@ -33,6 +33,7 @@
 #include "engine/runtime/run_files.h"
 #include "engine/runtime/state_access.h"
 #include "engine/runtime/updater.h"
+#include "engine/runtime/watchdog.h"
 #include "kernels/device/compute_spans.h"
 #include "kernels/ops/layer_ops.h"
 #include "kernels/ops/state_ops.h"
@@ -50,14 +51,18 @@ class Runtime {
   ~Runtime();
 
   // Calls a verb of this run; when it throws here, the other ranks, which may be waiting in it, are
-  // told and end too.
+  // told and end too. Where the watchdog has ended the run, it is the watchdog's error that is
+  // thrown.
   template <typename Verb>
-  auto together(const Verb& verb) {
+  auto together(const char* name, const Verb& verb) {
+    const Watchdog::Call call(watchdog_.get(), name);
     try {
       return verb();
     } catch (const SharedIoError&) {
+      throw_if_ended();
       throw;
     } catch (const std::exception& error) {
+      throw_if_ended();
       if (world_.size > 1) comm_->abort(error.what());
       throw;
     }
@@ -142,6 +147,12 @@ class Runtime {
   };
 
   void build(const Disturbance& disturbance, const ParameterReader& initial_values);
+  void start_watchdog(const Engine::Options& options);
+  void throw_if_ended() const {
+    if (watchdog_ != nullptr) watchdog_->throw_if_ended();
+  }
+  // Until nothing uses what is about to go: what a failure left behind too.
+  void come_to_rest() noexcept;
   // Brings the state to where training begins: recovered, loaded, or initial.
   void start(const ParameterReader& initial_values);
   // Whether a step was recovered.
@@ -227,6 +238,8 @@ class Runtime {
   NullLogSink silent_;
   LogSink& log_;
   std::string binding_line_;  // of description()
+
+  std::unique_ptr<Watchdog> watchdog_;  // null: switched off
 
   offload::Recorder recorder_;
   HostDeviceOptions host_options_;

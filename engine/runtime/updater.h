@@ -11,6 +11,8 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
+#include <utility>
 #include <vector>
 
 #include "engine/plan/planner.h"
@@ -70,6 +72,8 @@ class Updater {
   bool speculates() const { return speculates_; }
   // As OptimizerPipeline's.
   void await_writes() { pipeline_.await_writes(); }
+  void finish() noexcept { pipeline_.finish(); }
+  void abandon(std::exception_ptr failure) { pipeline_.abandon(std::move(failure)); }
   // Bytes that all updates so far move, done or not.
   LinkBytes promised() const { return pipeline_.promised(); }
 

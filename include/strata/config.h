@@ -220,6 +220,7 @@ struct Config {
   RecoveryChoice recovery = RecoveryChoice::automatic;
   bool checksums = true;        // state read from nvme is checked against what was written
   double comm_timeout_s = 600;  // how long a rank waits for a peer that has not come
+  double watchdog_s = 300;  // how long something may stand still before the run ends; 0: for ever
 
   uint64_t seed = 1;
 

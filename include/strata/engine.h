@@ -9,6 +9,7 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -108,6 +109,10 @@ class UnitLease {
 // In a world of several ranks all of them make the same calls in the same order, each with its own
 // part of the data. A rank that dies, throws (for a wrong argument, too) or does not come within
 // Config::comm_timeout_s ends the run on all of them: their calls throw CommError naming it.
+//
+// A run that stands still for Config::watchdog_s is ended too: calls throw IoError naming the
+// transfer or DeviceError naming the queue that it waits for, on other ranks CommError with the
+// same. The destructor waits for what the system still holds (Options::stuck).
 class Engine {
  public:
   struct Options {
@@ -128,6 +133,11 @@ class Engine {
     // A person's reasons to stop, not 0; read when a step's gradients have landed. Null: none ever.
     // Must outlive the engine.
     const std::atomic<int>* stop = nullptr;
+    // Where the watchdog (Config::watchdog_s) has ended the run, and some time later a call of the
+    // engine, its destructor too, has still not returned, because the system holds a thread or
+    // memory of it: called once on a thread of the engine's, with one sentence. Nothing but the end
+    // of the process helps then; std::_Exit is for here. Throws nothing. Empty: `log` is told.
+    std::function<void(const std::string& what)> stuck = {};
     // What parameters start with, frozen ones too, in place of their initializers. Called by the
     // constructor alone, on each rank for its own part. Empty: initializers.
     ParameterReader initial_values = {};

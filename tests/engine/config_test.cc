@@ -123,7 +123,7 @@ TEST(Config, StratasOwnKeysLand) {
     "strata": {"device": "host", "compute_threads": 2, "optimizer_threads": 1, "overlap": false,
                "overlap_update": false, "speculate": "never",
                "staging_buffers": 5, "recompute": "always", "io_engine": "threads",
-               "io_direct": "required", "slots": 2, "seed": 18446744073709551615}})");
+               "io_direct": "required", "slots": 2, "watchdog": 0, "seed": 18446744073709551615}})");
   EXPECT_EQ(config.dtype, DType::bf16);
   EXPECT_EQ(config.gradient_clipping, 1);
   EXPECT_EQ(config.io_queue_depth, 64u);
@@ -141,6 +141,7 @@ TEST(Config, StratasOwnKeysLand) {
   EXPECT_EQ(config.io_engine, IoChoice::threads);
   EXPECT_EQ(config.io_direct, DirectChoice::required);
   EXPECT_EQ(config.slots, 2);
+  EXPECT_EQ(config.watchdog_s, 0);
   EXPECT_EQ(config.seed, ~uint64_t{0});
 }
 

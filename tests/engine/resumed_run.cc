@@ -16,10 +16,14 @@ LifeOutcome live(const Life& life) {
     options.micro_batch = {life.config.micro_batch, life.gpt2.n_positions};
     options.run_directory = life.run_directory;
     options.resume = life.resume;
+    options.stuck = life.stuck;
     Model model = models::gpt2(life.gpt2);
     if (life.is_frozen) model = partly_frozen(std::move(model), life.is_frozen);
-    Engine engine = EngineTestAccess::make(std::move(model), for_world(life.config, world), options,
-                                           life.disturbance, world);
+    const bool disturbed =
+        life.disturbed_rank == Life::kEveryRank || life.disturbed_rank == world.rank;
+    Engine engine =
+        EngineTestAccess::make(std::move(model), for_world(life.config, world), options,
+                               disturbed ? life.disturbance : engine::Disturbance{}, world);
     outcome.first_step = engine.steps_done();
     outcome.first_digest = engine.digest();
     EXPECT_EQ(engine.data_position() > 0, engine.steps_done() > 0);

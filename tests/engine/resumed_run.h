@@ -20,6 +20,9 @@ struct Life {
   std::string save_as = {};  // a checkpoint at the end; empty: none
   std::function<void(Engine&, const StepResult&, int rank)> after_step = {};
   engine::Disturbance disturbance = {};
+  int disturbed_rank = kEveryRank;
+  static constexpr int kEveryRank = -1;
+  std::function<void(const std::string& what)> stuck = {};  // Engine::Options::stuck
 };
 
 struct LifeOutcome {

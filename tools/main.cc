@@ -11,20 +11,19 @@
 #include "strata/world.h"
 #include "tools/command.h"
 
-namespace {
-
-// "strata", and in a world of several ranks which of them.
-std::string speaker() {
+std::string strata::tools::speaker() {
   try {
-    const strata::World world = strata::World::from_environment();
+    const World world = World::from_environment();
     return world.size == 1 ? "strata" : fmt::format("strata (rank {})", world.rank);
-  } catch (const strata::ConfigError&) {
+  } catch (const ConfigError&) {
     return "strata";  // which is what there is to complain about
   }
 }
 
+namespace {
+
 int fail(const std::exception& error, int code) {
-  fmt::print(stderr, "{}: {}\n", speaker(), error.what());
+  fmt::print(stderr, "{}: {}\n", strata::tools::speaker(), error.what());
   return code;
 }
 
@@ -35,7 +34,8 @@ int main(int argc, char** argv) {
   CLI::App app("Strata trains models whose state is larger than the memory of the GPUs.", "strata");
   app.footer(
       "Exit codes: 0 done, 1 failed while running, 2 input that cannot be honoured, "
-      "3 the plan does not fit the machine.");
+      "3 the plan does not fit the machine, 4 the run stood still and the system did not let go of "
+      "it (strata.watchdog).");
   app.set_version_flag("--version",
                        fmt::format("strata {} ({}, {}, {})", STRATA_VERSION, backends_description(),
                                    engine::mpi_library(), engine::nccl_library()));

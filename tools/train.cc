@@ -6,6 +6,7 @@
 #include <atomic>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <limits>
 #include <map>
 #include <memory>
@@ -93,6 +94,10 @@ class Training {
     engine_options.run_directory = options_.output;
     engine_options.resume = options_.resume;
     engine_options.stop = &stop_reason;
+    engine_options.stuck = [who = speaker()](const std::string& what) {
+      fmt::print(stderr, "{}: {}\n", who, what);
+      std::_Exit(kStuck);
+    };
     if (!options_.init_from.empty()) {
       engine_options.initial_values = models::read_gpt2(options_.init_from, gpt2_);
     }

@@ -88,11 +88,11 @@ std::string Engine::save_checkpoint(int keep) {
 }
 
 std::string Engine::begin_checkpoint(int keep) {
-  return runtime_->together([&] { return runtime_->begin_checkpoint(keep); });
+  return runtime_->together("begin_checkpoint", [&] { return runtime_->begin_checkpoint(keep); });
 }
 
 std::string Engine::await_checkpoint() {
-  return runtime_->together([&] { return runtime_->await_checkpoint(); });
+  return runtime_->together("await_checkpoint", [&] { return runtime_->await_checkpoint(); });
 }
 
 void Engine::set_data_position(int64_t position) { runtime_->set_data_position(position); }

@@ -118,8 +118,9 @@ Runtime::Runtime(Model model, const Config& config, const World& world,
 void Runtime::start_watchdog(const Engine::Options& options) {
   if (config_.watchdog_s == 0) return;
   watchdog_ = std::make_unique<Watchdog>(config_.watchdog_s, log_, options.stuck);
-  for (const auto& queue : {&compute_, &copy_in_, &copy_out_, &param_in_, &param_out_,
-                            &activations_in_, &activations_out_, &landing_, &host_update_}) {
+  for (const auto& queue :
+       {&compute_, &copy_in_, &copy_out_, &param_in_, &param_out_, &activations_in_,
+        &activations_out_, &landing_, &host_update_, &checkpoint_queue_}) {
     watchdog_->watch(**queue, Watchdog::Role::works);
   }
   watchdog_->watch(*commit_, Watchdog::Role::waits);
@@ -244,8 +245,9 @@ void Runtime::come_to_rest() noexcept {
   copy_.reset();
   commit_->finish();
   if (updater_ != nullptr) updater_->finish();
-  for (const auto& queue : {&compute_, &copy_in_, &param_in_, &copy_out_, &param_out_, &comm_queue_,
-                            &activations_in_, &activations_out_, &landing_, &host_update_}) {
+  for (const auto& queue :
+       {&compute_, &copy_in_, &param_in_, &copy_out_, &param_out_, &comm_queue_, &activations_in_,
+        &activations_out_, &landing_, &host_update_, &checkpoint_queue_}) {
     (*queue)->finish();
   }
   for_file_queues([](Queue& files) { files.finish(); });

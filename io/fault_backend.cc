@@ -25,6 +25,7 @@ class FaultBackend final : public IoBackend {
         plan_(plan),
         tally_(plan.tally == nullptr ? own_tally_ : *plan.tally),
         random_(plan.seed),
+        shuffle_(plan.seed + 1),
         entries_(inner_->max_in_flight()),
         reaped_(inner_->max_in_flight()) {
     free_.reserve(entries_.size());
@@ -64,7 +65,8 @@ class FaultBackend final : public IoBackend {
   const FaultPlan plan_;
   FaultTally own_tally_;
   FaultTally& tally_;
-  std::mt19937_64 random_;
+  std::mt19937_64 random_;   // drawn from at each submission, so that faults do not depend on time
+  std::mt19937_64 shuffle_;  // when completions are there
   int64_t submitted_ = 0;
   int64_t submitted_of_hang_ = 0;  // of its kind
   std::optional<Transfer> hung_;   // not given to the inner backend yet
@@ -155,7 +157,7 @@ size_t FaultBackend::reap(std::span<Completion> out, std::chrono::milliseconds t
   const size_t reaped = inner_->reap(reaped_, until_due(timeout));
   for (size_t i = 0; i < reaped; ++i) settle(reaped_[i].cookie, reaped_[i].result);
 
-  if (plan_.reorder) std::shuffle(pending_.begin(), pending_.end(), random_);
+  if (plan_.reorder) std::shuffle(pending_.begin(), pending_.end(), shuffle_);
   const int64_t now = now_ns();
   size_t count = 0;
   std::erase_if(pending_, [&](const Pending& pending) {

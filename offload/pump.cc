@@ -241,6 +241,7 @@ std::exception_ptr Pump::why_abandoned() {
 // What others ask of this thread.
 void Pump::answer() {
   if (!asked_.exchange(false, std::memory_order_acquire)) return;
+  take_submissions();  // what was submitted before is under way
   std::exception_ptr abandoned;
   {
     const std::lock_guard lock(mutex_);

@@ -44,7 +44,7 @@ void BadDisk::add(FaultKind kind, const Transfers& transfers) {
       kernel_.again_permille = 200;
       return;
     case FaultKind::late_and_shuffled:
-      kernel_.delay_permille = 150;
+      kernel_.delay_permille = 300;
       kernel_.max_delay_us = 20;
       kernel_.reorder = true;
       return;

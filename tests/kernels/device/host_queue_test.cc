@@ -60,12 +60,14 @@ TEST(HostQueueStanding, AnAbandonedQueueLetsGoOfAllButFinish) {
   const auto queue = make_host_queue({.name = "stuck"}, {}, sink);
   const auto behind = make_host_queue({.name = "behind"}, {}, sink);
   EXPECT_FALSE(queue->standing().under_way);
-  std::atomic<bool> open = false, ended = false, ran = false;
+  std::atomic<bool> begun = false, open = false, ended = false, ran = false;
   queue->run([] {});
   const Event before = queue->record();
   before.wait();
   queue->begin_work({StateKind::activation, 4, "forward"});
   queue->run([&] {
+    begun = true;
+    begun.notify_all();
     open.wait(false);
     ended = true;
   });
@@ -74,6 +76,7 @@ TEST(HostQueueStanding, AnAbandonedQueueLetsGoOfAllButFinish) {
   const Event after = queue->record();
   behind->wait(after, {StateKind::other, -1, "behind"});
 
+  begun.wait(false);
   const QueueStanding standing = queue->standing();
   EXPECT_TRUE(standing.under_way && !standing.waits);
   EXPECT_EQ(standing.ended, 1u);

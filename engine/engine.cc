@@ -87,12 +87,12 @@ std::string Engine::save_checkpoint(int keep) {
   return runtime_->together("save_checkpoint", [&] { return runtime_->save_checkpoint(keep); });
 }
 
-std::string Engine::begin_checkpoint(int keep) {
-  return runtime_->together("begin_checkpoint", [&] { return runtime_->begin_checkpoint(keep); });
+void Engine::begin_checkpoint(int keep) {
+  runtime_->together("begin_checkpoint", [&] { runtime_->begin_checkpoint(keep); });
 }
 
-std::string Engine::await_checkpoint() {
-  return runtime_->together("await_checkpoint", [&] { return runtime_->await_checkpoint(); });
+std::vector<CheckpointOutcome> Engine::await_checkpoints() {
+  return runtime_->together("await_checkpoints", [&] { return runtime_->await_checkpoints(); });
 }
 
 void Engine::set_data_position(int64_t position) { runtime_->set_data_position(position); }

@@ -200,17 +200,28 @@ void IoEngine::wake() {
   backend_->wake();
 }
 
-std::exception_ptr IoEngine::overdue(double seconds) const {
+const IoEngine::Slot* IoEngine::oldest_slot() const {
   const Slot* oldest = nullptr;
   for (const Slot& slot : slots_) {
     if (slot.request == nullptr) continue;
     if (oldest == nullptr || slot.number < oldest->number) oldest = &slot;
   }
+  return oldest;
+}
+
+IoEngine::Oldest IoEngine::oldest() const {
+  const Slot* const oldest = oldest_slot();
+  if (oldest == nullptr) return {};
+  return {oldest->number + 1, oldest->request->op == Op::flush};
+}
+
+std::exception_ptr IoEngine::overdue(double seconds) const {
+  const Slot* const oldest = oldest_slot();
   if (oldest == nullptr) return nullptr;
   const std::string& path = oldest->file->path();
   return std::make_exception_ptr(
-      IoError(fmt::format("no transfer has ended for {:.3g} s: the disk does not answer the {}",
-                          seconds, text_of(*oldest->request, oldest->transfer(0), path)),
+      IoError(fmt::format("for {:.3g} s the disk does not answer the {}", seconds,
+                          text_of(*oldest->request, oldest->transfer(0), path)),
               path, oldest->offset, ETIMEDOUT));
 }
 

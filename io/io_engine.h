@@ -91,10 +91,17 @@ class IoEngine {
   // The IoError of a disk that has not answered for `seconds`: names the transfer that has been
   // under way for longest, and what it is for. Null when there is none. Owner thread.
   std::exception_ptr overdue(double seconds) const;
+  // That transfer's number, from 1, or 0 when there is none. Owner thread.
+  struct Oldest {
+    uint64_t number = 0;
+    bool flushes = false;
+  };
+  Oldest oldest() const;
   std::string name() const { return backend_->name(); }
 
  private:
   struct Slot;  // one transfer under way, or waiting to be tried again
+  const Slot* oldest_slot() const;
 
   // Linked through IoRequest::next.
   struct RequestList {

@@ -41,9 +41,10 @@ ExtentSums::ExtentSums(const SlotLayout& layout, const std::string& path, bool o
 void ExtentSums::seal(int32_t sub_group, int slot, uint64_t offset,
                       std::span<const std::byte> data) {
   if (!on_) return;
-  for_pieces(
-      layout_, layout_.pieces(sub_group, offset, data.size()), offset, data,
-      [&](size_t piece, std::span<const std::byte> bytes) { sum(slot, piece) = sum_of(bytes); });
+  for_pieces(layout_, layout_.pieces(sub_group, offset, data.size()), offset, data,
+             [&](size_t piece, std::span<const std::byte> bytes) {
+               sum(slot, piece).store(sum_of(bytes), std::memory_order_relaxed);
+             });
 }
 
 void ExtentSums::check(int32_t sub_group, int slot, uint64_t offset,
@@ -75,14 +76,15 @@ void ExtentSums::fail(int32_t sub_group, int slot, size_t piece, uint64_t found)
 
 // Bytes that belong somewhere were lost on their way, others are damaged.
 std::string ExtentSums::whose(uint64_t found, size_t piece) const {
+  const auto holds = [&](int slot, size_t other) {
+    return sum(slot, other).load(std::memory_order_relaxed) == found;
+  };
   for (int slot = 0; slot < layout_.slots(); ++slot) {
-    const auto sums = of_slot(slot);
-    if (sums[piece] == found) {
+    if (holds(slot, piece)) {
       return fmt::format(": it is what slot {} holds, from another step", slot);
     }
-    const auto at = std::find(sums.begin(), sums.end(), found);
-    if (at != sums.end()) {
-      const auto other = static_cast<size_t>(at - sums.begin());
+    for (size_t other = 0; other < layout_.pieces(); ++other) {
+      if (!holds(slot, other)) continue;
       return fmt::format(": it is what sub-group {} has in its slot {} at byte {}",
                          layout_.sub_group_of(other), slot, layout_.piece(other).offset);
     }

@@ -5,10 +5,12 @@
 // damaged, or another extent's are found before anything is computed of them, and because the
 // table knows all of them, told apart.
 //
-// Threads: different pieces may be sealed and checked at the same time. Both use the calling
+// Threads: different pieces may be sealed and checked at the same time, of one slot or of several.
+// Both use the calling
 // thread's team (kernels/device/thread_team.h) and allocate nothing unless a check fails.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -40,8 +42,9 @@ class ExtentSums {
   void restore(int32_t sub_group, int slot, std::span<const uint64_t> sums);
 
  private:
-  uint64_t& sum(int slot, size_t piece) {
-    return sums_[static_cast<size_t>(slot) * layout_.pieces() + piece];
+  // Of a slot that others may be sealing.
+  std::atomic_ref<uint64_t> sum(int slot, size_t piece) const {
+    return std::atomic_ref(sums_[static_cast<size_t>(slot) * layout_.pieces() + piece]);
   }
   [[noreturn]] void fail(int32_t sub_group, int slot, size_t piece, uint64_t found) const;
   std::string whose(uint64_t sum, size_t piece) const;
@@ -49,7 +52,7 @@ class ExtentSums {
   const SlotLayout& layout_;
   const std::string& path_;
   const bool on_;
-  std::vector<uint64_t> sums_;  // slot by slot; 0: unknown
+  mutable std::vector<uint64_t> sums_;  // slot by slot; 0: unknown
 };
 
 }  // namespace strata::offload

@@ -212,8 +212,10 @@ void Pump::tell_all() noexcept {
 }
 
 Pump::Standing Pump::standing() {
+  asked_.store(true, std::memory_order_release);
+  engine_->wake();
   const std::lock_guard lock(mutex_);
-  return {under_way_, engine_->transfers_done()};
+  return {under_way_, engine_->transfers_done(), oldest_.number, oldest_.flushes};
 }
 
 std::exception_ptr Pump::overdue(double seconds, std::chrono::milliseconds patience) {
@@ -245,6 +247,7 @@ void Pump::answer() {
   std::exception_ptr abandoned;
   {
     const std::lock_guard lock(mutex_);
+    oldest_ = engine_->oldest();
     if (overdue_seconds_ > 0) overdue_ = engine_->overdue(std::exchange(overdue_seconds_, 0));
     abandoned = abandoned_;
     changed_.notify_all();

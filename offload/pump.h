@@ -87,7 +87,12 @@ class Pump {
   struct Standing {
     size_t under_way = 0;         // requests
     uint64_t transfers_done = 0;  // since the start
+    // The transfer that has been under way the longest, as the pump's thread found it when it was
+    // asked last; 0: none.
+    uint64_t oldest = 0;
+    bool oldest_flushes = false;
   };
+  // Any thread. Asks the pump's thread for the next time.
   Standing standing();
   // As IoEngine::overdue(), by the pump's thread; null also where that does not answer in time.
   std::exception_ptr overdue(double seconds, std::chrono::milliseconds patience);
@@ -135,6 +140,7 @@ class Pump {
   std::condition_variable changed_;
   Node* free_ = nullptr;
   size_t under_way_ = 0;
+  io::IoEngine::Oldest oldest_;
   double overdue_seconds_ = 0;    // what overdue() asks; 0: nothing, or it has been answered
   std::exception_ptr overdue_;    // the answer
   std::exception_ptr abandoned_;  // why

@@ -5,7 +5,7 @@
 // makes it count: it flushes what was written and appends a journal record. Until that is done
 // nobody writes to the slot of the step before, so whatever happens leaves one of the two. The
 // record carries the checksums of what it makes count, and a payload that this room never reads.
-// pin() keeps a generation's slot as it is while the steps after it go on in the others.
+// A SlotPin keeps a generation's slot as it is while the steps after it go on in the others.
 //
 // The journal is two record places used in turn, so the last two records survive; recover() takes
 // the newest whose checksum holds. Ranks commit together: nobody writes the next step's state
@@ -13,7 +13,7 @@
 // the older of the two is whole everywhere; they recover the smallest of their newest.
 //
 // Threads: one driver thread, which may leave make_durable() to another and waits for it before it
-// calls anything else but what is said to be for any thread.
+// calls anything else but what is said to be for any thread, and pins.
 #pragma once
 
 #include <atomic>
@@ -23,6 +23,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "io/block_file.h"
@@ -72,10 +73,6 @@ class SlotStore {
   Extent current(int32_t sub_group) const { return layout_.extent(sub_group, current_slot()); }
   Extent next(int32_t sub_group) const { return layout_.extent(sub_group, next_slot()); }
 
-  // Nobody writes to what is the current slot now, until unpin(). Returns it. Not while another one
-  // is pinned.
-  int pin();
-  void unpin();
   // Whether the next step has a slot to write: of two slots, not while one is current and the other
   // pinned.
   bool has_next_slot() const { return next_ != kNone; }
@@ -109,8 +106,11 @@ class SlotStore {
       uint64_t newest_generation = std::numeric_limits<uint64_t>::max());
 
  private:
+  friend class SlotPin;
   static constexpr int kNone = -1;
 
+  int pin();
+  void unpin();
   void choose_next_slot();
   std::optional<JournalRecord> read_record(uint64_t place);
   void put_in_force(const JournalRecord& record);
@@ -129,6 +129,25 @@ class SlotStore {
   int pinned_slot_ = kNone;
   std::atomic<int> slot_ = 0;
   std::atomic<int> next_ = 0;
+};
+
+// Nobody writes to what is a store's current slot at its construction until it is released. One at
+// a time; the driver's, also while another thread makes a generation durable.
+class SlotPin {
+ public:
+  explicit SlotPin(SlotStore& store) : store_(&store), slot_(store.pin()) {}
+  ~SlotPin() { release(); }
+  SlotPin(const SlotPin&) = delete;
+  SlotPin& operator=(const SlotPin&) = delete;
+
+  int slot() const { return slot_; }
+  void release() {
+    if (SlotStore* const store = std::exchange(store_, nullptr)) store->unpin();
+  }
+
+ private:
+  SlotStore* store_;
+  const int slot_;
 };
 
 }  // namespace strata::offload

@@ -36,14 +36,16 @@ for preset in "${presets[@]}"; do
   esac
 done
 
+stage=setup
 finish() {
   local status=$?
   if ((status == 0)); then
     echo "test.sh: ${presets[*]} passed in $SECONDS s"
   else
-    echo "test.sh: $preset FAILED after $SECONDS s" >&2
+    echo "test.sh: $stage FAILED after $SECONDS s" >&2
   fi
 }
+trap finish EXIT
 
 cd "$(dirname "$0")/.."
 bash tools/setup.sh
@@ -53,8 +55,8 @@ if command -v ccache >/dev/null; then
   launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 fi
 
-trap finish EXIT
 for preset in "${presets[@]}"; do
+  stage=$preset
   # ThreadSanitizer's shadow memory collides with the address randomization of newer kernels.
   as=()
   if [[ "$preset" == tsan* ]] && setarch "$(uname -m)" -R true 2>/dev/null; then

@@ -182,8 +182,10 @@ class Training {
       say("step {} is kept: go on with --resume\n", engine.steps_done());
       return;
     }
-    or_warn([&] { tell_saved(engine.await_checkpoint()); });
-    if (saved_step_ != engine.steps_done()) tell_saved(engine.save_checkpoint(options_.keep));
+    tell(engine.await_checkpoints());
+    if (saved_step_ != engine.steps_done()) {
+      say("checkpoint: {}\n", engine.save_checkpoint(options_.keep));
+    }
     if (recovers_steps) engine.remove_state_files();
   }
 
@@ -191,24 +193,21 @@ class Training {
     if (options_.checkpoint_every == 0 || !keeps_run_) return;
     if (engine.steps_done() % options_.checkpoint_every != 0) return;
     progress.finish();
-    begun_step_ = engine.steps_done();
-    or_warn([&] { tell_saved(engine.begin_checkpoint(options_.keep)); });
-  }
-
-  // Of the checkpoint begun last; no path: it is not there yet.
-  void tell_saved(const std::string& path) {
-    if (path.empty()) return;
-    saved_step_ = begun_step_;
-    say("checkpoint: {}\n", path);
+    engine.begin_checkpoint(options_.keep);
+    // What is not copied beside the steps is over already.
+    if (engine.plan().recovery != "step") tell(engine.await_checkpoints());
   }
 
   // On the way a full disk is no reason to stop.
-  template <typename Save>
-  void or_warn(const Save& save) {
-    try {
-      save();
-    } catch (const IoError& error) {
-      if (speaks()) log_.log(LogLevel::warning, fmt::format("no checkpoint: {}", error.what()));
+  void tell(const std::vector<CheckpointOutcome>& checkpoints) {
+    for (const CheckpointOutcome& checkpoint : checkpoints) {
+      if (checkpoint.failure.empty()) {
+        saved_step_ = checkpoint.step;
+        say("checkpoint: {}\n", checkpoint.path);
+      } else if (speaks()) {
+        log_.log(LogLevel::warning,
+                 fmt::format("no checkpoint of step {}: {}", checkpoint.step, checkpoint.failure));
+      }
     }
   }
 
@@ -253,8 +252,8 @@ class Training {
       totals_.add(result);
       metrics_.write(result);
       if (speaks()) progress.show(result);
-      if (!result.checkpoint.empty()) progress.finish();
-      tell_saved(result.checkpoint);
+      if (!result.checkpoints.empty()) progress.finish();
+      tell(result.checkpoints);
       skipped_in_a_row = result.skipped && !scale_falls ? skipped_in_a_row + 1 : 0;
       if (skipped_in_a_row == kMaxSkipped) {
         throw Error(
@@ -317,7 +316,7 @@ class Training {
   NgramBaselines baselines_;
   RunTotals totals_;
   bool keeps_run_ = false;
-  int64_t begun_step_ = -1, saved_step_ = -1;  // of the last checkpoint
+  int64_t saved_step_ = -1;  // of the last checkpoint
 };
 
 }  // namespace

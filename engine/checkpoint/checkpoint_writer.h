@@ -40,7 +40,7 @@ class CheckpointWriter {
   CheckpointWriter& operator=(const CheckpointWriter&) = delete;
 
   // A piece of a tensor, from byte `first` on. Every byte is written once, by any rank. Does
-  // nothing after a write has failed. This and the next four are for one thread at a time, the
+  // nothing after a write has failed. This and the next five are for one thread at a time, the
   // driver's or another.
   void write(const std::string& file, const std::string& tensor, uint64_t first,
              std::span<const std::byte> bytes);
@@ -49,6 +49,7 @@ class CheckpointWriter {
   void write_back();
   // Makes what was written durable, ahead of finish(), which then has little to wait for.
   void sync();
+  bool failed() const { return !failure_.empty(); }
   // By write(), so far.
   uint64_t written_bytes() const { return written_bytes_; }
   // finish() fails with this text, if it has no earlier reason.
@@ -63,6 +64,9 @@ class CheckpointWriter {
   // Calls `work`, and throws on every rank what it threw on any.
   template <typename Work>
   void together(const Work& work);
+  // Calls `work` on each part, unless something has failed.
+  template <typename Work>
+  void on_parts(const Work& work);
   TensorPieces all_pieces(const std::string& file);
 
   Communicator& comm_;
@@ -78,9 +82,6 @@ class CheckpointWriter {
     std::vector<TensorPiece> pieces;
   };
   std::map<std::string, Part> parts_;
-  // Calls `work` on each part, unless something has failed.
-  template <typename Work>
-  void on_parts(const Work& work);
   uint64_t written_bytes_ = 0;
   std::string failure_;  // the first, of this rank
   bool finished_ = false;

@@ -16,7 +16,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kFormat = "strata-run-1";
+constexpr const char* kFormat = "strata-run-2";
 
 std::string record_path(const std::string& directory) { return directory + "/run.json"; }
 

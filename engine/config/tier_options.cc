@@ -456,13 +456,17 @@ Group strata_group(ConfigDraft& draft) {
        honoured("strata.watchdog", number(out.watchdog_s, {.min = 0}),
                 "Seconds that a transfer to or from nvme, or a queue's work that does not compute, "
                 "may stand still before the run ends with an error that names it; 0: for ever. "
-                "What computes or moves is never ended. Below `strata.comm_timeout`, so that the "
-                "rank that stands still says why before the others give it up."),
+                "A flush, and a file system that does not answer the caller, have four times as "
+                "long; what computes on the host is never ended, of a GPU it cannot be seen. Below "
+                "`strata.comm_timeout`, so that the rank that stands still says why before the "
+                "others give it up."),
        honoured(
            "strata.slots",
            integer({1, 2}, "", [&draft](uint64_t v) { draft.slots = static_cast<int64_t>(v); }),
            "Places on disk for each sub-group; with 2 the step before stays intact until the "
-           "next is durable. 2 with `strata.recovery` \"step\", otherwise 1."),
+           "next is durable. 2 with `strata.recovery` \"step\" or `strata.snapshot_slots`, "
+           "otherwise "
+           "1."),
        honoured("strata.snapshot_slots", integer(out.snapshot_slots, {0, 1}),
                 "Another slot, for runs that recover steps: a checkpoint is copied from it while "
                 "steps go on in the other two. With 0 the second step behind the one that is saved "

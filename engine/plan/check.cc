@@ -103,6 +103,10 @@ void check_config(const PlanInput& input) {
     throw ConfigError(fmt::format("checkpoint_share is {}: use a number above 0 and at most 1",
                                   config.checkpoint_share));
   }
+  if (!(config.watchdog_s >= 0 && std::isfinite(config.watchdog_s))) {
+    throw ConfigError(
+        fmt::format("watchdog is {}: use seconds, 0 for no watchdog", config.watchdog_s));
+  }
   check_speculation_settings(config);
   if (config.pin_state == PinChoice::always && config.host_memory == 0) {
     throw ConfigError("state is to be pinned without a budget to fill: set host_memory");

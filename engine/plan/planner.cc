@@ -1,5 +1,7 @@
 #include "engine/plan/planner.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -82,7 +84,7 @@ class Planner {
 
   void place() {
     plan_.state = place_state(input_.config, plan_.layout, host_.pinned_until);
-    if (input_.has_run_directory) plan_.state.slots += input_.config.snapshot_slots;
+    plan_.state.slots += input_.config.snapshot_slots;
     plan_.staging = offload::staging_layout(plan_.state, staging_buffers());
     const int64_t grains = std::max<int64_t>(plan_.layout.trainable_grains(), 1);
     plan_.transfer_grains =
@@ -196,6 +198,14 @@ class Planner {
                            summary.step_recovery_takes.empty() &&
                            input_.config.recovery != RecoveryChoice::checkpoint;
     summary.recovery = plan_.recovers_steps ? "step" : has_directory ? "checkpoint" : "none";
+    if (input_.config.snapshot_slots == 0 || plan_.recovers_steps) return;
+    const std::string missing = !summary.step_recovery_takes.empty() ? summary.step_recovery_takes
+                                : has_directory ? "strata.recovery \"auto\" or \"step\""
+                                                : "a run directory (--output)";
+    throw ConfigError(
+        fmt::format("strata.snapshot_slots is for checkpoints beside the steps of a run that can "
+                    "recover each one, which takes {}: leave it out otherwise",
+                    missing));
   }
 
   // A second unit ahead hides a shard that is late.

@@ -12,7 +12,7 @@ namespace {
 
 constexpr double kLongestPause_ns = 60e9;
 
-// What a copy throws that nobody wants any more.
+// What a copy throws that nobody wants any more, or that has failed.
 struct Ended {};
 
 }  // namespace
@@ -22,10 +22,10 @@ CheckpointCopy::CheckpointCopy(const std::string& path, Manifest manifest, const
     : path_(path),
       manifest_(std::move(manifest)),
       parts_(parts),
-      source_{parts.slots.current_slot(), parts.queue, Account::checkpoint},
+      pin_(parts.slots),
+      source_{pin_.slot(), parts.queue, Account::checkpoint},
       access_(parts.plan, {parts.state, parts.comm, parts.memory, &source_}),
       writer_(path, access_.checkpoint_contents(), parts.comm) {
-  parts_.slots.pin();
   thread_ = std::thread([this, durable] { copy(durable); });
 }
 
@@ -36,7 +36,6 @@ CheckpointCopy::~CheckpointCopy() {
   }
   changed_.notify_all();
   if (thread_.joinable()) thread_.join();
-  unpin();
 }
 
 void CheckpointCopy::copy(const Event& durable) noexcept {
@@ -57,6 +56,7 @@ void CheckpointCopy::pace() {
   const uint64_t before = written_bytes_;
   written_bytes_ = writer_.written_bytes();
   writer_.write_back();
+  if (writer_.failed()) throw Ended();
   const int64_t end_ns = now_ns();
   parts_.traffic.record({Activity::nvme_write,
                          {StateKind::other, -1, "checkpoint", Account::checkpoint},
@@ -75,7 +75,7 @@ void CheckpointCopy::pace() {
 
 bool CheckpointCopy::copied() {
   if (!copied_.load(std::memory_order_acquire)) return false;
-  unpin();
+  pin_.release();
   return true;
 }
 
@@ -86,16 +86,12 @@ void CheckpointCopy::wait() {
   }
   changed_.notify_all();
   if (thread_.joinable()) thread_.join();
-  unpin();
-}
-
-void CheckpointCopy::unpin() {
-  if (std::exchange(pinned_, false)) parts_.slots.unpin();
+  pin_.release();
 }
 
 void CheckpointCopy::finish() {
   wait();
-  writer_.finish(std::move(manifest_));
+  writer_.finish(manifest_);
 }
 
 }  // namespace strata::engine

@@ -49,26 +49,27 @@ class CheckpointCopy {
   CheckpointCopy& operator=(const CheckpointCopy&) = delete;
 
   const std::string& path() const { return path_; }
+  int64_t step() const { return manifest_.run.step; }
   // Whether this rank's part is copied, or has failed. The slot is no longer pinned then.
   bool copied();
   // Until it is, without a pause any more.
   void wait();
-  // Collective, when every rank has copied. Throws SharedIoError where any rank's part failed.
+  // Collective: waits, and gives the checkpoint its name. Throws SharedIoError where any rank's
+  // part failed.
   void finish();
 
  private:
   void copy(const Event& durable) noexcept;
   // Between two parts of the state: sees that the disk has them, and pauses.
   void pace();
-  void unpin();
 
   const std::string path_;
   Manifest manifest_;
   const Parts parts_;
+  offload::SlotPin pin_;
   const offload::TrainingState::Source source_;
   StateAccess access_;
   CheckpointWriter writer_;
-  bool pinned_ = true;
 
   // The copying thread's: since its last pause, and until then.
   int64_t worked_from_ns_ = 0;

@@ -61,36 +61,51 @@ void Runtime::tidy_checkpoints(const std::string& saved, int keep) {
   }
 }
 
-std::string Runtime::begin_checkpoint(int keep) {
-  if (!plan_->recovers_steps) return save_checkpoint(keep);
+template <typename Save>
+CheckpointOutcome Runtime::outcome_of(int64_t step, const std::string& path, const Save& save) {
+  CheckpointOutcome outcome = {step, path, {}};
+  try {
+    save();
+  } catch (const SharedIoError& error) {
+    outcome.failure = error.what();
+  }
+  return outcome;
+}
+
+void Runtime::begin_checkpoint(int keep) {
+  const std::string path = own_checkpoints().of_step(step_);
+  if (!plan_->recovers_steps) {
+    outcomes_.push_back(outcome_of(step_, path, [&] { save_checkpoint(keep); }));
+    return;
+  }
   require_between_steps();
   end_copy();
-  copy_ = std::make_unique<CheckpointCopy>(
-      own_checkpoints().of_step(step_), manifest(), commit_->record(),
-      CheckpointCopy::Parts{*plan_, *state_, *store_->slots(), *comm_, *checkpoint_queue_,
-                            checkpoint_transfer_.span(), recorder_, config_.checkpoint_share});
+  const auto begin = [&] {
+    copy_ = std::make_unique<CheckpointCopy>(
+        path, manifest(), commit_->record(),
+        CheckpointCopy::Parts{*plan_, *state_, *store_->slots(), *comm_, *checkpoint_queue_,
+                              checkpoint_transfer_.span(), recorder_, config_.checkpoint_share});
+  };
+  CheckpointOutcome begun = outcome_of(step_, path, begin);
+  if (!begun.failure.empty()) outcomes_.push_back(std::move(begun));
   copy_keep_ = keep;
   all_copied_ = false;
-  return {};
+}
+
+std::vector<CheckpointOutcome> Runtime::await_checkpoints() {
+  end_copy();
+  return std::exchange(outcomes_, {});
 }
 
 // The copy is over whether it succeeds or not.
-std::string Runtime::await_checkpoint() {
-  if (copy_ == nullptr) return std::exchange(saved_checkpoint_, {});
-  const std::unique_ptr<CheckpointCopy> copy = std::move(copy_);
-  copy->finish();
-  tidy_checkpoints(copy->path(), copy_keep_);
-  return copy->path();
-}
-
 void Runtime::end_copy() {
   if (copy_ == nullptr) return;
-  const std::string path = copy_->path();
-  try {
-    saved_checkpoint_ = await_checkpoint();
-  } catch (const SharedIoError& error) {
-    log_.log(LogLevel::warning, fmt::format("no checkpoint '{}': {}", path, error.what()));
-  }
+  const std::unique_ptr<CheckpointCopy> copy = std::move(copy_);
+  const WaitScope wait(recorder_, {StateKind::master, -1, kSlotWaitLabel}, "driver");
+  outcomes_.push_back(outcome_of(copy->step(), copy->path(), [&] {
+    copy->finish();
+    tidy_checkpoints(copy->path(), copy_keep_);
+  }));
 }
 
 // Of two slots a copy holds the one that would be written now.
@@ -98,6 +113,7 @@ void Runtime::await_slot() {
   if (copy_ == nullptr || copy_->copied() || store_->slots()->has_next_slot()) return;
   const WaitScope wait(recorder_, {StateKind::master, -1, kSlotWaitLabel}, "driver");
   copy_->wait();
+  require(store_->slots()->has_next_slot(), "a step has no slot to write to");
 }
 
 void Runtime::remove_state_files() {

@@ -88,9 +88,8 @@ class Runtime {
   std::string digest();
   void save_checkpoint(const std::string& path);
   std::string save_checkpoint(int keep);
-  std::string begin_checkpoint(int keep);
-  // The path of the last one begun, if it was not told yet.
-  std::string await_checkpoint();
+  void begin_checkpoint(int keep);
+  std::vector<CheckpointOutcome> await_checkpoints();
   void set_data_position(int64_t position);
   int64_t data_position() const { return data_position_; }
   void remove_state_files();
@@ -103,7 +102,7 @@ class Runtime {
  private:
   // Labels of the times that a step stood still (Activity::wait).
   static constexpr const char* kRanksWaitLabel = "step waits for other ranks";
-  static constexpr const char* kSlotWaitLabel = "update waits for a checkpoint to leave its slot";
+  static constexpr const char* kSlotWaitLabel = "step waits for a checkpoint";
 
   // Moments of a step on the compute queue, in nanoseconds; written there.
   struct Marks {
@@ -163,8 +162,11 @@ class Runtime {
   // Throws ConfigError without a run directory.
   CheckpointFolder own_checkpoints() const;
   void tidy_checkpoints(const std::string& saved, int keep);
-  // Of a checkpoint under way: waits until it is there, or warns that there is none.
+  // Of a checkpoint under way: waits until it is over.
   void end_copy();
+  // What `save` makes of a checkpoint, or why it does not.
+  template <typename Save>
+  CheckpointOutcome outcome_of(int64_t step, const std::string& path, const Save& save);
   // Before anything is updated.
   void await_slot();
   std::string frozen_path() const;  // where a run that recovers steps keeps frozen parameters
@@ -286,8 +288,8 @@ class Runtime {
 
   std::unique_ptr<CheckpointCopy> copy_;  // null: none is under way
   int copy_keep_ = 0;
-  bool all_copied_ = false;       // on all ranks
-  std::string saved_checkpoint_;  // begun before, and not told of yet
+  bool all_copied_ = false;                  // on all ranks
+  std::vector<CheckpointOutcome> outcomes_;  // not told yet
 
   LossScaler loss_scaler_;
   int64_t step_ = 0;

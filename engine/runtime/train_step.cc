@@ -35,11 +35,11 @@ Runtime::StepAccount Runtime::begin_step() {
   if (has_ended_) {
     throw ConfigError("the run's state files were removed, which ended it: make another engine");
   }
-  if (all_copied_) end_copy();
   StepAccount account;
   account.begin_ns = now_ns();
-  account.moved_before = moved();
   account.exposed_before = exposed();
+  if (all_copied_) end_copy();
+  account.moved_before = moved();
   marks_ = {};
   marks_.last = account.begin_ns;
   account.number = step_ + 1;
@@ -85,7 +85,7 @@ StepResult Runtime::finish_step(const StepAccount& account, double losses) {
   result.exposed = exposed() - account.exposed_before;
   result.moved = moved() - account.moved_before;
   result.peak = tiers_->peak_bytes();
-  result.checkpoint = std::exchange(saved_checkpoint_, {});
+  result.checkpoints = std::exchange(outcomes_, {});
   return result;
 }
 

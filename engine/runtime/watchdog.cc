@@ -20,8 +20,9 @@ constexpr double kShortestPeriod_s = 1e-3, kLongestPeriod_s = 5;
 // Of the time, for a thread to count as computing: what it takes to go from one slow system call to
 // the next. In one call, or asleep, it is nothing.
 constexpr double kComputingShare = 1e-5;
-// A caller is given so many timeouts: to flush a checkpoint to a slow disk is one system call.
-constexpr int kTimeoutsOfCall = 4;
+// To flush much to a slow disk is one system call, and is given so many timeouts: a transfer of the
+// pump, or a caller who saves a checkpoint.
+constexpr int kTimeoutsOfFlush = 4;
 
 bool computes(int64_t cpu_ns, double passed_s) {
   return static_cast<double>(cpu_ns) * 1e-9 > kComputingShare * passed_s;
@@ -87,12 +88,7 @@ void Watchdog::forget() {
 }
 
 void Watchdog::throw_if_ended() {
-  std::exception_ptr failure;
-  {
-    const std::lock_guard lock(mutex_);
-    failure = failure_;
-  }
-  if (failure != nullptr) std::rethrow_exception(failure);
+  if (ended_.load(std::memory_order_acquire)) std::rethrow_exception(failure_);
 }
 
 void Watchdog::enter(const char* name) {
@@ -128,15 +124,19 @@ void Watchdog::look(double passed_s) {
   look_at_call(at_rest, passed_s);
 }
 
-// Whether nothing is under way.
+// Whether nothing is under way, or was since the last look. A pump whose thread is blocked in the
+// system tells of the same oldest transfer again.
 bool Watchdog::look_at_pump(double passed_s) {
   if (pump_ == nullptr) return true;
   const offload::Pump::Standing now = pump_->standing();
-  const bool stands = now.under_way > 0 && now.transfers_done == transfers_done_;
-  transfers_done_ = now.transfers_done;
+  const offload::Pump::Standing before = std::exchange(last_pump_, now);
+  const bool moved = now.transfers_done != before.transfers_done;
+  const bool stands =
+      now.under_way > 0 && now.oldest == before.oldest && (now.oldest > 0 || !moved);
   pump_still_s_ = stands ? pump_still_s_ + passed_s : 0;
-  if (pump_still_s_ >= timeout_s_) end(overdue());
-  return now.under_way == 0;
+  const double limit_s = now.oldest_flushes ? kTimeoutsOfFlush * timeout_s_ : timeout_s_;
+  if (pump_still_s_ >= limit_s) end(overdue());
+  return now.under_way == 0 && !moved;
 }
 
 std::exception_ptr Watchdog::overdue() {
@@ -191,7 +191,7 @@ void Watchdog::look_at_call(bool at_rest, double passed_s) {
       "{} has stood still for {:.3g} s with nothing under way on a queue or to the "
       "state on nvme: a file system does not answer",
       name, call_still_s_);
-  if (++call_warnings_ < kTimeoutsOfCall) {
+  if (++call_warnings_ < kTimeoutsOfFlush) {
     log_.log(LogLevel::warning, what);
   } else {
     end(std::make_exception_ptr(Error(what)));
@@ -208,6 +208,7 @@ void Watchdog::end(std::exception_ptr failure) {
   if (failure_ != nullptr) return;
   failure_ = std::move(failure);
   reason_ = text_of(failure_);
+  ended_.store(true, std::memory_order_release);
   log_.log(LogLevel::warning, fmt::format("the watchdog ends the run: {}", reason_));
   for (const End& end : ends_) end(failure_, reason_);
   if (pump_ != nullptr) pump_->abandon(failure_);

@@ -3,12 +3,13 @@
 // A thread of its own looks several times within the timeout at everything that may stand still.
 // The run is ended when for the whole timeout
 //
-//   * the pump had requests under way and no transfer ended: IoError names the oldest of them,
+//   * the same transfer of the pump was the oldest under way: IoError names it; a flush, in which a
+//     file system may have much to write, has four timeouts,
 //   * or a queue was in one operation, no wait for an event, and its thread did not compute:
 //     DeviceError names the queue and its work,
-//   * or, for four timeouts, the caller was inside the engine, its thread did not compute, and no
-//     queue and no request was under way: Error names the call, in which a file system does not
-//     answer. Each timeout before the last is a warning.
+//   * or, for four timeouts, the caller was inside the engine, its thread did not compute, no queue
+//     and no request was under way and no transfer ended: Error names the call, in which a file
+//     system does not answer. Each timeout before the last is a warning.
 //
 // What computes is alive, however long it takes; a warning tells of it once a timeout. A GPU does
 // not say whether it computes: there one operation longer than the timeout ends the run. Waits for
@@ -118,7 +119,7 @@ class Watchdog {
   std::condition_variable stopping_changed_;
   std::vector<Watched> queues_;
   offload::Pump* pump_ = nullptr;
-  uint64_t transfers_done_ = 0;
+  offload::Pump::Standing last_pump_ = {};
   double pump_still_s_ = 0;
   uint64_t last_call_ = 0;
   int64_t caller_cpu_ns_ = 0;
@@ -128,6 +129,7 @@ class Watchdog {
   std::vector<End> ends_;
   std::exception_ptr failure_;
   std::string reason_;
+  std::atomic<bool> ended_ = false;  // failure_ is set
   bool told_ = false;
   bool stopping_ = false;
 

@@ -29,6 +29,13 @@
 
 namespace strata {
 
+// What became of a checkpoint.
+struct CheckpointOutcome {
+  int64_t step = 0;  // whose state it has
+  std::string path;
+  std::string failure;  // empty: it is there as a whole; otherwise nothing is
+};
+
 // What one step did. Times in seconds on this rank.
 struct StepResult {
   int64_t step = 0;       // counted from 1
@@ -73,7 +80,7 @@ struct StepResult {
   } speculation;
   LinkBytes moved = {};                        // by Activity: nvme_read, nvme_write, h2d, d2h, comm
   std::array<uint64_t, kTierCount> peak = {};  // bytes, by Tier, since the start
-  std::string checkpoint = {};  // its path: one that begin_checkpoint() began is now there
+  std::vector<CheckpointOutcome> checkpoints = {};  // begun before, and over now; each told once
 };
 
 namespace engine {
@@ -210,16 +217,14 @@ class Engine {
   // there, the newest `keep` stay, 0 for all. Returns its path. Throws ConfigError without a run
   // directory.
   std::string save_checkpoint(int keep = 0);
-  // As save_checkpoint(keep), but where each step is recoverable it returns an empty path as soon
-  // as the checkpoint is begun: the state is copied from its slots while training goes on. Without
+  // As save_checkpoint(keep), but what became of it, a failure too, is told by a later StepResult
+  // or await_checkpoints(). Where each step is recoverable it returns as soon as the checkpoint is
+  // begun: the state is copied from its slots while training goes on. Without
   // `strata.snapshot_slots` the second step from here waits for the copy. One at a time: waits for
-  // the one before. It is there when a StepResult, or await_checkpoint(), tells its path; a copy
-  // that fails is a warning in the log, or what await_checkpoint() throws; one that is not finished
-  // is lost with the engine.
-  std::string begin_checkpoint(int keep = 0);
-  // Waits for a checkpoint begun before. Returns its path, empty without one that is yet to be
-  // told. Throws IoError as save_checkpoint().
-  std::string await_checkpoint();
+  // the one before. One that is not over is lost with the engine.
+  void begin_checkpoint(int keep = 0);
+  // Waits for the checkpoint begun last. What has not been told yet, in the order of beginning.
+  std::vector<CheckpointOutcome> await_checkpoints();
   // Where the caller's data goes on after the next step; counts from that step on. 0 at first.
   void set_data_position(int64_t position);
   // That of the last step, or the one that the state came with.

@@ -87,7 +87,7 @@ class Kill : public testing::TestWithParam<Case> {
       const auto own = testing_support::of_rank(testing_support::views(batches), world);
       engine.train_step(own);
       if (engine.steps_done() % kCheckpointEvery == 0 && engine.steps_done() < kSteps) {
-        engine.save_checkpoint(1);
+        engine.begin_checkpoint(1);
       }
     }
     engine.save_checkpoint(1);

@@ -165,7 +165,7 @@ TEST_F(PumpTest, AnAbandonedPumpFailsWhatIsUnderWayAndTakesItBackLater) {
   } catch (const IoError& error) {
     EXPECT_EQ(error.offset, kBlock);
     EXPECT_EQ(error.what(),
-              "no transfer has ended for 2 s: the disk does not answer the read of "
+              "for 2 s the disk does not answer the read of "
               "65536 bytes at offset 131072 of " +
                   file.path() + " (test, grad 3)");
   }

@@ -117,27 +117,28 @@ TEST_F(JournalTest, CommitsFlipSlotsAndSurviveReopening) {
 TEST_F(JournalTest, APinnedSlotIsNotWrittenToWhileStepsTakeTurnsInTheOthers) {
   SlotStore store = open(true, /*slots=*/3);
   commit(store, "step 1");
-  const int pinned = store.pin();
-  EXPECT_EQ(pinned, store.current_slot());
-  EXPECT_THROW(store.pin(), Error);
+  SlotPin pin(store);
+  EXPECT_EQ(pin.slot(), store.current_slot());
+  EXPECT_THROW(SlotPin{store}, Error);
   for (int step = 2; step < 7; ++step) {
     ASSERT_TRUE(store.has_next_slot());
-    EXPECT_NE(store.next_slot(), pinned);
+    EXPECT_NE(store.next_slot(), pin.slot());
     EXPECT_NE(store.next_slot(), store.current_slot());
     commit(store, "a step");
   }
-  store.unpin();
+  pin.release();
   commit(store, "a step");
-  EXPECT_EQ(store.next_slot(), pinned);
+  EXPECT_EQ(store.next_slot(), pin.slot());
 }
 
 TEST_F(JournalTest, OfTwoSlotsThePinnedOneStopsTheSecondStep) {
   SlotStore store = open(true);
-  store.pin();
-  commit(store, "step 1");
-  EXPECT_FALSE(store.has_next_slot());
-  EXPECT_THROW(commit(store, "step 2"), Error);
-  store.unpin();
+  {
+    const SlotPin pin(store);
+    commit(store, "step 1");
+    EXPECT_FALSE(store.has_next_slot());
+    EXPECT_THROW(commit(store, "step 2"), Error);
+  }
   commit(store, "step 2");
   EXPECT_EQ(store.recover()->generation, 2u);
 }

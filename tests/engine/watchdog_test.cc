@@ -42,7 +42,7 @@ using testing_support::tiny_config;
 using testing_support::tiny_gpt2;
 using testing_support::views;
 
-constexpr double kTimeout_s = 0.4;
+constexpr double kTimeout_s = 0.8;
 
 class Lines final : public LogSink {
  public:

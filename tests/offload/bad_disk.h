@@ -2,12 +2,15 @@
 // What tests of P6 tell of them, in a table.
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <random>
 #include <string_view>
+#include <thread>
 #include <vector>
 
 #include "io/io_backend.h"
@@ -87,5 +90,28 @@ class OutcomeTable {
   };
   std::array<Row, kFaultKinds + 1> rows_ = {};  // the last is of two faults together
 };
+
+// Plays the schedules of seeds 1 to `schedules` on two threads, as long as the test has not failed,
+// and prints how they ended. Each thread has a player of its own, make_player(), and calls
+// player(seed, table).
+template <typename MakePlayer>
+void play_all(uint64_t schedules, const MakePlayer& make_player) {
+  constexpr size_t kThreads = 2;
+  std::array<OutcomeTable, kThreads> tables;
+  std::vector<std::thread> threads;
+  for (size_t thread = 0; thread < kThreads; ++thread) {
+    threads.emplace_back([&, thread] {
+      auto player = make_player();
+      for (uint64_t seed = 1 + thread; seed <= schedules && !testing::Test::HasFailure();
+           seed += kThreads) {
+        player(seed, tables[thread]);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  OutcomeTable all;
+  for (const OutcomeTable& table : tables) all += table;
+  all.print();
+}
 
 }  // namespace strata::offload

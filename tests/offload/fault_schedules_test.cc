@@ -9,8 +9,6 @@
 #include <random>
 #include <span>
 #include <string>
-#include <thread>
-#include <vector>
 
 #include "io/io_engine.h"
 #include "strata/error.h"
@@ -142,23 +140,12 @@ void play(const Transfers& transfers, StateSite& site, uint64_t seed, OutcomeTab
 
 TEST(FaultSchedulesTest, EndInTheSameBytesOrInAnErrorThatNamesAPlace) {
   constexpr uint64_t kSchedules = 10'000;
-  constexpr size_t kThreads = 2;
   const Transfers transfers = transfers_without_faults();
-  std::array<OutcomeTable, kThreads> tables;
-  std::vector<std::thread> threads;
-  for (size_t thread = 0; thread < kThreads; ++thread) {
-    threads.emplace_back([&, thread] {
-      StateSite site;
-      for (uint64_t seed = 1 + thread; seed <= kSchedules && !testing::Test::HasFailure();
-           seed += kThreads) {
-        play(transfers, site, seed, tables[thread]);
-      }
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-  OutcomeTable all;
-  for (const OutcomeTable& table : tables) all += table;
-  all.print();
+  play_all(kSchedules, [&] {
+    return [&transfers, site = std::make_unique<StateSite>()](uint64_t seed, OutcomeTable& table) {
+      play(transfers, *site, seed, table);
+    };
+  });
 }
 
 // That the test can fail: without checksums a flipped bit is nobody's business.

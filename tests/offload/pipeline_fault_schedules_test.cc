@@ -8,8 +8,6 @@
 #include <cstdint>
 #include <random>
 #include <string>
-#include <thread>
-#include <vector>
 
 #include "strata/error.h"
 #include "tests/offload/bad_disk.h"
@@ -141,22 +139,10 @@ void play(const TransfersOfWays& transfers, uint64_t seed, OutcomeTable& table) 
 
 TEST(PipelineFaultSchedulesTest, EndInTheSameBitsOrInAnErrorThatNamesAFile) {
   constexpr uint64_t kSchedules = 2'000;
-  constexpr size_t kThreads = 2;
   const TransfersOfWays transfers = transfers_without_faults();
-  std::array<OutcomeTable, kThreads> tables;
-  std::vector<std::thread> threads;
-  for (size_t thread = 0; thread < kThreads; ++thread) {
-    threads.emplace_back([&, thread] {
-      for (uint64_t seed = 1 + thread; seed <= kSchedules && !testing::Test::HasFailure();
-           seed += kThreads) {
-        play(transfers, seed, tables[thread]);
-      }
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-  OutcomeTable all;
-  for (const OutcomeTable& table : tables) all += table;
-  all.print();
+  play_all(kSchedules, [&] {
+    return [&](uint64_t seed, OutcomeTable& table) { play(transfers, seed, table); };
+  });
 }
 
 // That the test can fail.

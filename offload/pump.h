@@ -132,7 +132,7 @@ class Pump {
   std::atomic<const io::IoResources*> attaching_ = nullptr;  // until the pump has done it
   std::atomic<Node*> submitted_ = nullptr;  // a stack; the pump takes it whole and reverses it
   std::atomic<bool> stopping_ = false;
-  std::atomic<bool> asked_ = false;    // something: by overdue() or abandon()
+  std::atomic<bool> asked_ = false;    // something: by whoever watches over it
   std::exception_ptr engine_failure_;  // the pump's own: why nothing more is submitted
   bool engine_broken_ = false;         // likewise; false: what it has comes back some day
 

@@ -12,6 +12,21 @@
 #include "strata/wait_scope.h"
 
 namespace strata::engine {
+namespace {
+
+// What `save` makes of a checkpoint, or why it does not.
+template <typename Save>
+CheckpointOutcome outcome_of(int64_t step, const std::string& path, const Save& save) {
+  CheckpointOutcome outcome = {step, path, {}};
+  try {
+    save();
+  } catch (const SharedIoError& error) {
+    outcome.failure = error.what();
+  }
+  return outcome;
+}
+
+}  // namespace
 
 Manifest Runtime::manifest() const {
   Manifest manifest;
@@ -59,17 +74,6 @@ void Runtime::tidy_checkpoints(const std::string& saved, int keep) {
     log_.log(LogLevel::warning,
              fmt::format("the checkpoint '{}' is saved, but {}", saved, error.what()));
   }
-}
-
-template <typename Save>
-CheckpointOutcome Runtime::outcome_of(int64_t step, const std::string& path, const Save& save) {
-  CheckpointOutcome outcome = {step, path, {}};
-  try {
-    save();
-  } catch (const SharedIoError& error) {
-    outcome.failure = error.what();
-  }
-  return outcome;
 }
 
 void Runtime::begin_checkpoint(int keep) {

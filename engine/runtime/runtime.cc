@@ -118,11 +118,7 @@ Runtime::Runtime(Model model, const Config& config, const World& world,
 void Runtime::start_watchdog(const Engine::Options& options) {
   if (config_.watchdog_s == 0) return;
   watchdog_ = std::make_unique<Watchdog>(config_.watchdog_s, log_, options.stuck);
-  for (const auto& queue :
-       {&compute_, &copy_in_, &copy_out_, &param_in_, &param_out_, &activations_in_,
-        &activations_out_, &landing_, &host_update_, &checkpoint_queue_}) {
-    watchdog_->watch(**queue, Watchdog::Role::works);
-  }
+  for_working_queues([this](Queue& queue) { watchdog_->watch(queue, Watchdog::Role::works); });
   watchdog_->watch(*commit_, Watchdog::Role::waits);
   watchdog_->watch(*comm_queue_, Watchdog::Role::trades);
   watchdog_->watch(comm_->waiting_queue(), Watchdog::Role::trades);
@@ -245,11 +241,8 @@ void Runtime::come_to_rest() noexcept {
   copy_.reset();
   commit_->finish();
   if (updater_ != nullptr) updater_->finish();
-  for (const auto& queue :
-       {&compute_, &copy_in_, &param_in_, &copy_out_, &param_out_, &comm_queue_, &activations_in_,
-        &activations_out_, &landing_, &host_update_, &checkpoint_queue_}) {
-    (*queue)->finish();
-  }
+  for_working_queues([](Queue& queue) { queue.finish(); });
+  comm_queue_->finish();
   for_file_queues([](Queue& files) { files.finish(); });
   if (store_ != nullptr) store_->pump().quiesce();
   if (watchdog_ != nullptr) watchdog_->forget();

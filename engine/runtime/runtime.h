@@ -164,15 +164,21 @@ class Runtime {
   void tidy_checkpoints(const std::string& saved, int keep);
   // Of a checkpoint under way: waits until it is over.
   void end_copy();
-  // What `save` makes of a checkpoint, or why it does not.
-  template <typename Save>
-  CheckpointOutcome outcome_of(int64_t step, const std::string& path, const Save& save);
   // Before anything is updated.
   void await_slot();
   std::string frozen_path() const;  // where a run that recovers steps keeps frozen parameters
   RunState run_state() const;
   // Throws ConfigError for a state of another seed.
   void restore(const RunState& state);
+  // Those that work, and wait for no other rank.
+  template <typename Visit>
+  void for_working_queues(const Visit& visit) const {
+    for (const auto& queue :
+         {&compute_, &copy_in_, &copy_out_, &param_in_, &param_out_, &activations_in_,
+          &activations_out_, &landing_, &host_update_, &checkpoint_queue_}) {
+      visit(**queue);
+    }
+  }
   template <typename Visit>
   void for_file_queues(const Visit& visit) const {
     for (const FileLine* line : {&parameter_files_, &gradient_files_, &activation_files_}) {
